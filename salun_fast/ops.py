@@ -1,0 +1,493 @@
+"""The one table of ops: per op its schema, its typed wrapper with worded checks, and its fake.
+
+In the order of ``csrc/ops.h``. Kernels register under the same names (``csrc/cpu/register.cpp``);
+``reference.py`` holds the plain-torch twins, registered for every backend without a kernel.
+"Words" are packed masks (``bits.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salun_fast import _load, bits, reference
+
+_NAMESPACE = "salun_fast"
+RULES = ("sum", "abs", "square")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+Names = Sequence[str] | None
+
+
+# --- accumulate_ ----------------------------------------------------------------------------------
+
+
+def accumulate_(
+    scores: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    rule: str = "sum",
+    zero_grads: bool = False,
+    names: Names = None,
+) -> None:
+    """Add gradients into scores: ``scores[i] += g``, ``|g|`` or ``g²`` (SalUn, eq. 4).
+
+    ``scores``: fp32, dense; written. ``grads``: same shapes, fp32, fp16 or bf16; set to 0 in the
+    same pass with ``zero_grads``. Raises ValueError or TypeError naming the tensor; nothing is
+    written then.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, found {rule!r}")
+    if not _pairs("scores", scores, "grads", grads):
+        return
+    _check_all("scores", scores, names, dtypes=(torch.float32,))
+    aligned = _like(scores, grads, "grads", names)
+    torch.ops.salun_fast.accumulate_(scores, aligned, RULES.index(rule), zero_grads)
+    _written(scores)
+    if zero_grads:
+        _written(aligned)
+        for grad, copy in zip(grads, aligned, strict=True):
+            if copy is not grad:
+                grad.zero_()
+
+
+def _accumulate_fake(
+    scores: list[Tensor], grads: list[Tensor], rule: int, zero_grads: bool
+) -> None:
+    return None
+
+
+# --- select and its counting form -----------------------------------------------------------------
+
+
+def select(
+    scores: Sequence[Tensor],
+    k: int,
+    *,
+    largest: bool = True,
+    allow_nonfinite: bool = False,
+    names: Names = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Exact global top-k of ``|score|`` as packed masks (SalUn, section 4; DESIGN "Ops").
+
+    Returns the words of each tensor in row-major order of its elements, with exactly ``k`` bits in
+    all, and the k-th ``|score|`` as a 0-dim fp32 tensor (inf when ``k`` is 0). Ties go to the
+    lowest flat index in list order. NaN and infinity raise ValueError naming the tensor; with
+    ``allow_nonfinite`` infinity is the most and NaN the least salient value.
+    """
+    total = sum(score.numel() for score in scores)
+    if not 0 <= k <= total:
+        raise ValueError(f"k must lie in 0..{total} (the number of scores), found {k}")
+    _check_all("scores", scores, names, dense=False)
+    if not scores:
+        return [], torch.tensor(float("inf") if largest else float("-inf"))
+    masks, threshold = _naming_nonfinite(
+        "scores",
+        scores,
+        names,
+        lambda: torch.ops.salun_fast.select(scores, k, largest, allow_nonfinite),
+    )
+    return list(masks), threshold
+
+
+def _select_fake(
+    scores: list[Tensor], k: int, largest: bool, allow_nonfinite: bool
+) -> tuple[list[Tensor], Tensor]:
+    return _empty_words(scores), scores[0].new_empty((), dtype=torch.float32)
+
+
+def select_histogram(
+    scores: Sequence[Tensor], prefix: int, level: int, *, largest: bool = True
+) -> Tensor:
+    """Histogram of one digit of the ordered keys, for selection over several processes.
+
+    Level 0 counts the upper 11 bits of all keys; level 1 the next 11 of the keys whose upper 11
+    are ``prefix``; level 2 the last 10 of the keys whose upper 22 are ``prefix``. Returns int64
+    [2048]: 16 KiB to all-reduce per level.
+    """
+    if level not in (0, 1, 2):
+        raise ValueError(f"level must be 0, 1 or 2, found {level}")
+    _check_all("scores", scores, None, dense=False)
+    if not scores:
+        return torch.zeros(reference.HISTOGRAM_BINS, dtype=torch.int64)
+    counts: Tensor = torch.ops.salun_fast.select_histogram(scores, prefix, level, largest)
+    return counts
+
+
+def _select_histogram_fake(
+    scores: list[Tensor], prefix: int, level: int, largest: bool
+) -> Tensor:
+    return scores[0].new_empty(reference.HISTOGRAM_BINS, dtype=torch.int64)
+
+
+def select_pack(
+    scores: Sequence[Tensor], threshold_key: int, ties: int, *, largest: bool = True
+) -> list[Tensor]:
+    """Words of all keys above ``threshold_key`` and of the first ``ties`` keys equal to it."""
+    _check_all("scores", scores, None, dense=False)
+    if not scores:
+        return []
+    return list(torch.ops.salun_fast.select_pack(scores, threshold_key, ties, largest))
+
+
+def _select_pack_fake(
+    scores: list[Tensor], threshold: int, ties: int, largest: bool
+) -> list[Tensor]:
+    return _empty_words(scores)
+
+
+# --- masked_sgd_ ----------------------------------------------------------------------------------
+
+
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    names: Names = None,
+) -> None:
+    """One SGD step (``torch.optim.SGD``'s algorithm) on the weights whose bit is 1.
+
+    ``params``: fp32, fp16 or bf16, dense; written. ``grads``: same shapes, only read.
+    ``momentum_buffers``: fp32, laid out as the parameters, or [] without momentum; written.
+    ``steps``: fp32 0-dim, how many steps each parameter has taken; written. ``masks``: words in
+    memory order of the parameter, or an empty tensor where every weight moves. ``grad_scale``
+    divides the gradients; nothing at all changes where ``found_inf`` is not 0.
+    A weight whose bit is 0 keeps its bytes, and its momentum too.
+    """
+    if not _pairs("params", params, "grads", grads):
+        return
+    buffers = momentum_buffers if momentum != 0 else []
+    aligned = _check_step(params, grads, [("momentum_buffers", buffers)], steps, masks, names)
+    torch.ops.salun_fast.masked_sgd_(
+        params, aligned, buffers, steps, masks, _scalar(lr), momentum, dampening, weight_decay,
+        nesterov, maximize, grad_scale, found_inf,
+    )  # fmt: skip
+    _written([*params, *buffers, *steps])
+
+
+def _masked_sgd_fake(params: list[Tensor], *rest: Any) -> None:
+    return None
+
+
+# --- masked_adam_ ---------------------------------------------------------------------------------
+
+
+def masked_adam_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    names: Names = None,
+) -> None:
+    """One Adam step (``decoupled=True``: AdamW) on the weights whose bit is 1.
+
+    ``exp_avgs``, ``exp_avg_sqs`` and, for amsgrad, ``max_exp_avg_sqs`` ([] otherwise): fp32, laid
+    out as the parameters; written. All else as in :func:`masked_sgd_`.
+    """
+    if not _pairs("params", params, "grads", grads):
+        return
+    moments = [("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)]
+    if max_exp_avg_sqs:
+        moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
+    aligned = _check_step(params, grads, moments, steps, masks, names)
+    torch.ops.salun_fast.masked_adam_(
+        params, aligned, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _scalar(lr),
+        betas[0], betas[1], eps, weight_decay, decoupled, maximize, grad_scale, found_inf,
+    )  # fmt: skip
+    _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps])
+
+
+def _masked_adam_fake(params: list[Tensor], *rest: Any) -> None:
+    return None
+
+
+# --- soft_threshold_ ------------------------------------------------------------------------------
+
+
+def soft_threshold_(
+    params: Sequence[Tensor], anchors: Sequence[Tensor], k: int, *, names: Names = None
+) -> Tensor:
+    """SalUn-soft's proximal step: pull ``params`` towards ``anchors`` (paper, appendix).
+
+    With Δ = θ - θ_ref over all tensors and τ the k-th smallest |Δ|: θ becomes θ_ref, to the byte,
+    where |Δ| <= τ, and θ_ref + sign(Δ)(|Δ| - τ) elsewhere. ``params`` are written, ``anchors``
+    have their shapes and dtypes. ``k`` = 0 changes nothing. Returns τ (0-dim fp32). NaN or infinity
+    in Δ raises ValueError naming the tensor; nothing is written then.
+    """
+    total = sum(param.numel() for param in params)
+    if not 0 <= k <= total:
+        raise ValueError(f"k must lie in 0..{total} (the number of weights), found {k}")
+    if not _pairs("params", params, "anchors", anchors):
+        return torch.tensor(float("-inf"))
+    _check_all("params", params, names)
+    for i, (param, anchor) in enumerate(zip(params, anchors, strict=True)):
+        if anchor.dtype != param.dtype:
+            raise TypeError(
+                f"anchors: {_name(i, names)} is {anchor.dtype}, its parameter {param.dtype}; "
+                "keep the anchor as param.detach().clone()"
+            )
+    aligned = _like(params, anchors, "anchors", names)
+    tau: Tensor = _naming_nonfinite(
+        "params or anchors",
+        [*params, *aligned],
+        [*names, *names] if names else None,
+        lambda: torch.ops.salun_fast.soft_threshold_(params, aligned, k),
+    )
+    _written(params)
+    return tau
+
+
+def _soft_threshold_fake(params: list[Tensor], anchors: list[Tensor], k: int) -> Tensor:
+    return params[0].new_empty((), dtype=torch.float32)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+# name: (schema, fake, reference). Bits and states are tied to positions in memory, so a compiler
+# must hand the tensors over exactly as they lie.
+TABLE: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
+    "accumulate_": (
+        "(Tensor(a!)[] scores, Tensor(b!)[] grads, int rule, bool zero_grads) -> ()",
+        _accumulate_fake,
+        reference.accumulate_,
+    ),
+    "select": (
+        "(Tensor[] scores, int k, bool largest, bool allow_nonfinite) -> (Tensor[], Tensor)",
+        _select_fake,
+        reference.select,
+    ),
+    "select_histogram": (
+        "(Tensor[] scores, int prefix, int level, bool largest) -> Tensor",
+        _select_histogram_fake,
+        reference.select_histogram,
+    ),
+    "select_pack": (
+        "(Tensor[] scores, int threshold, int ties, bool largest) -> Tensor[]",
+        _select_pack_fake,
+        reference.select_pack,
+    ),
+    "masked_sgd_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] steps, "
+        "Tensor[] masks, Tensor lr, float momentum, float dampening, float weight_decay, "
+        "bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
+        _masked_sgd_fake,
+        reference.masked_sgd_,
+    ),
+    "masked_adam_": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+        "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor[] masks, Tensor lr, "
+        "float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
+        "Tensor? grad_scale, Tensor? found_inf) -> ()",
+        _masked_adam_fake,
+        reference.masked_adam_,
+    ),
+    "soft_threshold_": (
+        "(Tensor(a!)[] params, Tensor[] anchors, int k) -> Tensor",
+        _soft_threshold_fake,
+        reference.soft_threshold_,
+    ),
+}
+_HOST_DECISION = ("select", "select_histogram", "select_pack", "soft_threshold_")
+
+
+def _register() -> None:
+    for name, (schema, fake, twin) in TABLE.items():
+        tags = [torch.Tag.needs_exact_strides]
+        if name in _HOST_DECISION:
+            tags.append(torch.Tag.cudagraph_unsafe)
+        qualified = f"{_NAMESPACE}::{name}"
+        torch.library.define(qualified, schema, tags=tuple(tags))
+        torch.library.register_fake(qualified, fake)
+        torch.library.impl(qualified, "CompositeExplicitAutograd", _announced(twin))
+
+
+def _announced(twin: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as a registered kernel: never reached unannounced."""
+
+    def kernel(tensors: list[Tensor], *rest: Any) -> Any:
+        _load.announce_reference(tensors[0].device.type)
+        return twin(tensors, *rest)
+
+    return kernel
+
+
+# --- checks, worded once --------------------------------------------------------------------------
+
+
+def _name(index: int, names: Names) -> str:
+    return f"'{names[index]}'" if names else f"tensor {index}"
+
+
+def _pairs(
+    left: str, lefts: Sequence[Tensor], right: str, rights: Sequence[Tensor]
+) -> bool:
+    """Check that two lists pair up; False where there is nothing to do."""
+    if len(lefts) != len(rights):
+        raise ValueError(f"{left} and {right} must pair up, found {len(lefts)} and {len(rights)}")
+    return len(lefts) > 0
+
+
+def _check_all(
+    role: str,
+    tensors: Sequence[Tensor],
+    names: Names,
+    *,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+    dense: bool = True,
+) -> None:
+    """Dtype, one device and layout of a list."""
+    for i, tensor in enumerate(tensors):
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{role}: {_name(i, names)} is {tensor.layout}; expected a strided tensor, "
+                "call .to_dense()"
+            )
+        if tensor.dtype not in dtypes:
+            expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise TypeError(f"{role}: {_name(i, names)} is {tensor.dtype}; expected {expected}")
+        if tensor.device != tensors[0].device:
+            raise ValueError(
+                f"{role}: {_name(i, names)} is on {tensor.device}, {_name(0, names)} on "
+                f"{tensors[0].device}; call once per device"
+            )
+        if dense and not bits.is_dense(tensor):
+            raise ValueError(
+                f"{role}: {_name(i, names)} of shape {tuple(tensor.shape)} and strides "
+                f"{tensor.stride()} has gaps or overlaps in memory; call .contiguous()"
+            )
+
+
+def _like(
+    models: Sequence[Tensor], tensors: Sequence[Tensor], role: str, names: Names
+) -> list[Tensor]:
+    """``tensors`` laid out as ``models``; a copy where the strides differ."""
+    _check_all(role, tensors, names, dense=False)
+    aligned = []
+    for i, (model, tensor) in enumerate(zip(models, tensors, strict=True)):
+        if tensor.shape != model.shape:
+            raise ValueError(
+                f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(model.shape)}"
+            )
+        if tensor.device != model.device:
+            raise ValueError(
+                f"{role}: {_name(i, names)} is on {tensor.device}, expected {model.device}"
+            )
+        if not _same_layout(model, tensor):
+            tensor = torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
+        aligned.append(tensor)
+    return aligned
+
+
+def _same_layout(model: Tensor, tensor: Tensor) -> bool:
+    """Equal strides, where they matter."""
+    return tensor.stride() == model.stride() or all(
+        size == 1 or mine == theirs
+        for size, mine, theirs in zip(model.shape, model.stride(), tensor.stride(), strict=True)
+    )
+
+
+def _check_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[tuple[str, Sequence[Tensor]]],
+    steps: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    names: Names,
+) -> list[Tensor]:
+    """All that both steps ask of their lists; returns the gradients laid out as the parameters."""
+    _check_all("params", params, names)
+    for role, state in states:
+        _pairs("params", params, role, state)
+        _check_all(role, state, names, dtypes=(torch.float32,))
+        for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
+            if tensor.shape != param.shape or not _same_layout(param, tensor):
+                raise ValueError(
+                    f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
+                    f"{tensor.stride()}, its parameter {tuple(param.shape)} and {param.stride()}; "
+                    "create it by torch.zeros_like(param, dtype=torch.float32)"
+                )
+    _pairs("params", params, "steps", steps)
+    for i, step in enumerate(steps):
+        if step.dtype != torch.float32 or step.dim() != 0:
+            raise TypeError(
+                f"steps: {_name(i, names)} is {step.dtype} of shape {tuple(step.shape)}; expected "
+                "a 0-dim float32 tensor"
+            )
+    _pairs("params", params, "masks", masks)
+    for i, (param, words) in enumerate(zip(params, masks, strict=True)):
+        expected = bits.word_count(param.numel())
+        if words.dtype != torch.int32 or words.numel() not in (0, expected):
+            raise ValueError(
+                f"masks: {_name(i, names)} has {words.numel()} {words.dtype} words; expected "
+                f"{expected} int32 words for {param.numel()} weights, or none to move them all"
+            )
+    return _like(params, grads, "grads", names)
+
+
+def _scalar(value: float | Tensor) -> Tensor:
+    """A learning rate as the 0-dim tensor that the ops take; fp64 keeps a Python float exact."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _empty_words(scores: Sequence[Tensor]) -> list[Tensor]:
+    return [
+        score.new_empty(bits.word_count(score.numel()), dtype=torch.int32) for score in scores
+    ]
+
+
+def _written(tensors: Sequence[Tensor]) -> None:
+    """Kernels write behind autograd's back: tell it, or a later backward would be silently wrong."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def _naming_nonfinite(
+    role: str, tensors: Sequence[Tensor], names: Names, call: Callable[[], Any]
+) -> Any:
+    """Run an op that refuses NaN and infinity by position, and say which tensor it was.
+
+    Only the failing path looks for it again, so the check costs no pass of its own.
+    """
+    if torch.compiler.is_compiling():
+        return call()
+    try:
+        return call()
+    except RuntimeError as error:
+        for i in reference.nonfinite(list(tensors)):
+            raise ValueError(
+                f"{role}: {_name(i, names)} holds NaN or infinity; find the batch that made it, "
+                "or pass finite values"
+            ) from error
+        raise
+
+
+_register()
+_load.status()
