@@ -171,7 +171,8 @@ def masked_sgd_(
     if not _pairs("params", params, "grads", grads):
         return
     buffers = momentum_buffers if momentum != 0 else []
-    aligned = _check_step(params, grads, [("momentum_buffers", buffers)], steps, masks, names)
+    states = [("momentum_buffers", buffers)] if momentum != 0 else []
+    aligned = _check_step(params, grads, states, steps, masks, names)
     torch.ops.salun_fast.masked_sgd_(
         params, aligned, buffers, steps, masks, _scalar(lr), momentum, dampening, weight_decay,
         nesterov, maximize, grad_scale, found_inf,

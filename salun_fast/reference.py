@@ -1,8 +1,9 @@
 """Every op in plain torch: the oracle of the tests and the fallback where no kernel exists.
 
 Signatures are those of the registered ops (``ops.py``), without names: inputs are checked there.
-Written for clarity: each function is the definition of what its kernel must compute, bit for bit
-in fp32. The updates are, call for call, those of ``torch.optim`` with ``foreach=False``.
+Written for clarity: each function is the definition of what its kernel must compute, bit for bit.
+The updates are, call for call, those of ``torch.optim`` with ``foreach=False``, but for the square
+root: torch may take it from a vector library that rounds 1 ulp off; here it is IEEE's.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ HISTOGRAM_BINS = 2048
 HISTOGRAM_LEVELS = ((21, 32), (10, 21), (0, 10))
 
 
+# In the order of ops.RULES: signed sum (SalUn), sum of |g|, sum of g² (diagonal Fisher).
+_SCORE_RULES = (Tensor.float, Tensor.abs, Tensor.square)
+
+
 def accumulate_(scores: list[Tensor], grads: list[Tensor], rule: int, zero_grads: bool) -> None:
     """scores += g, |g| or g², in fp32 (SalUn, eq. 4: the sum comes before the absolute value)."""
     for score, grad in zip(scores, grads, strict=True):
-        g = grad.float()
-        score += (g, g.abs(), g.square())[rule]
+        score += _SCORE_RULES[rule](grad.float())
         if zero_grads:
             grad.zero_()
 
@@ -162,7 +166,7 @@ def masked_adam_(
             largest = in_memory_order(max_exp_avg_sqs[i])
             second = torch.maximum(largest, new_v)
             _write(largest, second, keep)
-        denominator = (second.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+        denominator = (_ieee_sqrt(second) / (1 - beta2**step) ** 0.5).add_(eps)
         _write(m, new_m, keep)
         _write(v, new_v, keep)
         _write(p, weight.addcdiv(new_m, denominator, value=-(rate / (1 - beta1**step))), keep)
@@ -201,6 +205,11 @@ def _kept(words: Tensor, flat: Tensor) -> Tensor | None:
 def _write(target: Tensor, value: Tensor, keep: Tensor | None) -> None:
     value = value.to(target.dtype)
     target.copy_(value if keep is None else torch.where(keep, value, target))
+
+
+def _ieee_sqrt(value: Tensor) -> Tensor:
+    """The correctly rounded fp32 root: rounding the fp64 root gives it, whoever computes that."""
+    return value.double().sqrt().float()
 
 
 def _skipped(found_inf: Tensor | None) -> bool:

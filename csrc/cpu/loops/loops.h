@@ -1,0 +1,61 @@
+// The hot loops, compiled once per instruction set (isa.cpp) and chosen at run time (../isa.cpp).
+// They see raw pointers and no standard-library templates: code compiled for AVX-512 must never be
+// shared by the linker with code that runs on any CPU.
+#pragma once
+#include "ops.h"
+#include "rules/adam.h"
+#include "rules/sgd.h"
+
+namespace salun::cpu {
+
+constexpr int64_t kTile = 512;  // elements staged in L1 at a time; a multiple of the word
+
+struct SgdStep {
+  SgdCoefficients coefficients;
+  Momentum mode;
+  bool nesterov, decay, maximize;
+  float grad_scale;
+};
+
+struct AdamStep {
+  AdamCoefficients coefficients;
+  Decay decay;
+  bool maximize;
+  float grad_scale;
+};
+
+struct Bracket {
+  uint32_t low, high;  // keys
+};
+
+struct Census {
+  int64_t above, at_high, inside, at_low;  // relative to a bracket
+  bool nonfinite;
+};
+
+struct Loops {
+  // All: n elements from each pointer. words may be null: every weight moves.
+  void (*accumulate)(float* score, void* grad, Dtype dtype, ScoreRule rule, bool zero, int64_t n);
+  // Returns data itself where it is fp32, else tile.
+  const float* (*load)(const void* data, Dtype dtype, int64_t n, float* tile);
+  void (*delta)(const void* param, const void* anchor, Dtype dtype, int64_t n, float* out);
+  // Counts keys relative to the bracket and copies those strictly inside to candidates [n].
+  void (*take_census)(const float* scores, int64_t n, Bracket bracket, bool largest,
+                      uint32_t* candidates, Census* census);
+  void (*histogram)(const float* scores, int64_t n, uint32_t prefix, int level, bool largest,
+                    int64_t* counts);
+  // Bits of keys >= threshold; returns how many keys equal it.
+  int64_t (*pack)(const float* scores, int64_t n, uint32_t threshold, bool largest,
+                  uint32_t* words);
+  void (*masked_sgd)(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype,
+                     float* buffer, const uint32_t* words, int64_t n, const SgdStep* step);
+  void (*masked_adam)(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype, float* m,
+                      float* v, float* v_max, const uint32_t* words, int64_t n,
+                      const AdamStep* step);
+  void (*soft_threshold)(void* param, const void* anchor, Dtype dtype, int64_t n, float tau);
+};
+
+// The loops of the best instruction set of this machine, or of SALUN_FAST_ISA.
+const Loops& loops();
+
+}  // namespace salun::cpu

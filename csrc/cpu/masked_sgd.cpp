@@ -1,0 +1,38 @@
+#include "cpu/loops/loops.h"
+#include "cpu/masks.h"
+#include "cpu/parallel.h"
+#include "ops.h"
+
+namespace salun::cpu {
+
+void masked_sgd(std::span<const Dense> params, std::span<const Dense> grads,
+                std::span<const Dense> momentum_buffers, std::span<float* const> steps,
+                std::span<const Words> masks, const SgdOptions& options) {
+  const Loops& run = loops();
+  bool has_momentum = !momentum_buffers.empty();
+  SgdStep step = {
+      .coefficients = {.minus_lr = float(-options.lr),
+                       .momentum = float(options.momentum),
+                       .one_minus_dampening = float(1.0 - options.dampening),
+                       .weight_decay = float(options.weight_decay)},
+      .mode = Momentum::none,
+      .nesterov = options.nesterov,
+      .decay = options.weight_decay != 0.0,
+      .maximize = options.maximize,
+      .grad_scale = options.grad_scale,
+  };
+  ChunkPlan(params).for_each([&](const Chunk& c) {
+    const Dense &param = params[c.tensor], &grad = grads[c.tensor];
+    float* buffer = nullptr;
+    SgdStep mine = step;
+    if (has_momentum) {
+      buffer = static_cast<float*>(momentum_buffers[c.tensor].at(c.begin));
+      mine.mode = *steps[c.tensor] == 0.0f ? Momentum::first : Momentum::running;
+    }
+    run.masked_sgd(param.at(c.begin), param.dtype, grad.at(c.begin), grad.dtype, buffer,
+                   words_at(masks[c.tensor], c.begin), c.count, &mine);
+  });
+  for (float* taken : steps) *taken += 1.0f;
+}
+
+}  // namespace salun::cpu

@@ -1,0 +1,92 @@
+// Every kernel entry by name, as pointers and sizes. No torch types here or below: torch_stable.h
+// turns tensor lists into these spans, so the kernels build and run without torch (sanitizers).
+#pragma once
+#include <cstdint>
+#include <span>
+
+namespace salun {
+
+enum class Dtype : uint8_t { f32, f16, bf16 };
+
+static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// A tensor walked in the order its elements lie in memory; it has no gaps.
+struct Dense {
+  void* data;     // [numel]
+  int64_t numel;
+  Dtype dtype;
+
+  void* at(int64_t i) const { return static_cast<char*>(data) + i * size_of(dtype); }
+};
+
+// A tensor of any strides, walked in row-major order of its logical elements.
+struct Strided {
+  const void* data;
+  int64_t numel;
+  Dtype dtype;
+  bool contiguous;
+  std::span<const int64_t> sizes;    // [dim]
+  std::span<const int64_t> strides;  // [dim], in elements
+};
+
+// Packed mask: element i is bit i % 32 of words[i / 32].
+struct Words {
+  uint32_t* data;  // [ceil(numel / 32)], or null where every weight moves
+};
+
+enum class ScoreRule : int64_t { sum, abs, square };
+
+struct SgdOptions {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+  float grad_scale;  // gradients are divided by it; 1 leaves them
+};
+
+struct AdamOptions {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool decoupled, maximize;
+  float grad_scale;
+};
+
+namespace cpu {
+
+// scores[i] += g, |g| or g²; optionally g = 0.
+void accumulate(std::span<const Dense> scores,  // fp32, written
+                std::span<const Dense> grads,   // written where zero_grads
+                ScoreRule rule, bool zero_grads);
+
+// Masks of the k largest (or smallest) |score|, ties to the lowest flat index. Returns the k-th.
+// Throws std::runtime_error where a score is NaN or infinite, unless allow_nonfinite.
+float select(std::span<const Strided> scores, int64_t k, bool largest, bool allow_nonfinite,
+             std::span<const Words> masks);  // written
+
+// counts[digit] of the ordered keys that begin with prefix (rules/ordered_key.h).
+void select_histogram(std::span<const Strided> scores, uint32_t prefix, int level, bool largest,
+                      std::span<int64_t> counts);  // [2048], written
+
+// Masks of the keys above threshold and of the first `ties` keys equal to it.
+void select_pack(std::span<const Strided> scores, uint32_t threshold, int64_t ties, bool largest,
+                 std::span<const Words> masks);  // written
+
+// One SGD step on the weights whose bit is 1.
+void masked_sgd(std::span<const Dense> params,            // written
+                std::span<const Dense> grads,
+                std::span<const Dense> momentum_buffers,  // fp32, written; empty without momentum
+                std::span<float* const> steps,            // steps taken before; incremented
+                std::span<const Words> masks, const SgdOptions& options);
+
+// One Adam or AdamW step on the weights whose bit is 1.
+void masked_adam(std::span<const Dense> params,           // written
+                 std::span<const Dense> grads,
+                 std::span<const Dense> exp_avgs,         // fp32, written
+                 std::span<const Dense> exp_avg_sqs,      // fp32, written
+                 std::span<const Dense> max_exp_avg_sqs,  // fp32, written; empty without amsgrad
+                 std::span<float* const> steps,           // steps taken before; incremented
+                 std::span<const Words> masks, const AdamOptions& options);
+
+// Δ = params - anchors shrinks by τ, the k-th smallest |Δ|. Returns τ; throws as select.
+float soft_threshold(std::span<const Dense> params,  // written
+                     std::span<const Dense> anchors, int64_t k);
+
+}  // namespace cpu
+}  // namespace salun

@@ -1,0 +1,154 @@
+// The one file that knows torch, through its stable ABI (target 2.10): lists of tensors become the
+// spans of ops.h, and what would let a kernel touch foreign memory is refused. Worded checks, with
+// parameter names, live in salun_fast/ops.py; these are the last line of defence.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+#include "rules/bits.h"
+
+namespace salun {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+inline void require(bool condition, const std::string& role, const char* what) {
+  if (!condition) throw std::runtime_error("salun_fast: " + role + ": " + what);
+}
+
+inline Dtype dtype_of(const Tensor& tensor, const std::string& role) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::Half: return Dtype::f16;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    default: require(false, role, "expected float32, float16 or bfloat16"); return Dtype::f32;
+  }
+}
+
+// Gapless, in any order of dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return true;
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    if (tensor.size(d) != 1) axes.emplace_back(tensor.stride(d), tensor.size(d));
+  std::sort(axes.begin(), axes.end());
+  int64_t expected = 1;
+  for (auto [stride, size] : axes) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d) || (a.size(d) != 1 && a.stride(d) != b.stride(d))) return false;
+  return true;
+}
+
+inline std::vector<Dense> dense_list(const Tensors& tensors, const std::string& role) {
+  std::vector<Dense> list;
+  for (const Tensor& tensor : tensors) {
+    require(tensor.numel() == 0 || is_dense(tensor), role, "a tensor has gaps in memory");
+    list.push_back({tensor.data_ptr(), tensor.numel(), dtype_of(tensor, role)});
+  }
+  return list;
+}
+
+// A list that is walked beside `like`, element by element in memory order.
+inline std::vector<Dense> dense_list_like(const Tensors& tensors, const Tensors& like,
+                                          const std::string& role, bool fp32_only = false) {
+  require(tensors.size() == like.size(), role, "the lists must pair up");
+  for (size_t i = 0; i < tensors.size(); ++i)
+    require(tensors[i].numel() == 0 || same_layout(tensors[i], like[i]), role,
+            "a tensor is laid out unlike its partner");
+  auto list = dense_list(tensors, role);
+  for (const Dense& item : list)
+    require(!fp32_only || item.dtype == Dtype::f32, role, "expected float32");
+  return list;
+}
+
+inline std::vector<Strided> strided_list(const Tensors& tensors, const std::string& role) {
+  std::vector<Strided> list;
+  for (const Tensor& tensor : tensors) {
+    auto sizes = tensor.sizes(), strides = tensor.strides();
+    list.push_back({tensor.data_ptr(),
+                    tensor.numel(),
+                    dtype_of(tensor, role),
+                    tensor.is_contiguous(),
+                    {sizes.data(), sizes.size()},
+                    {strides.data(), strides.size()}});
+  }
+  return list;
+}
+
+// One word list per tensor; with `or_none`, an empty one means that every weight moves.
+inline std::vector<Words> word_list(const Tensors& masks, const Tensors& like, bool or_none) {
+  require(masks.size() == like.size(), "masks", "the lists must pair up");
+  std::vector<Words> list;
+  for (size_t i = 0; i < masks.size(); ++i) {
+    bool none = or_none && masks[i].numel() == 0;
+    require(masks[i].scalar_type() == ScalarType::Int, "masks", "expected int32 words");
+    require(none || masks[i].numel() == word_count(like[i].numel()), "masks",
+            "expected ceil(numel / 32) words");
+    require(masks[i].is_contiguous(), "masks", "words must be contiguous");
+    list.push_back({none ? nullptr : static_cast<uint32_t*>(masks[i].data_ptr())});
+  }
+  return list;
+}
+
+inline std::vector<float*> step_list(const Tensors& steps, const Tensors& like) {
+  require(steps.size() == like.size(), "steps", "the lists must pair up");
+  std::vector<float*> list;
+  for (const Tensor& step : steps) {
+    require(step.numel() == 1 && step.scalar_type() == ScalarType::Float, "steps",
+            "expected one float32 each");
+    list.push_back(static_cast<float*>(step.data_ptr()));
+  }
+  return list;
+}
+
+inline double scalar_of(const Tensor& tensor, const std::string& role) {
+  require(tensor.numel() == 1, role, "expected one element");
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return *static_cast<const double*>(tensor.data_ptr());
+    case ScalarType::Float: return *static_cast<const float*>(tensor.data_ptr());
+    default: require(false, role, "expected float32 or float64"); return 0.0;
+  }
+}
+
+inline bool is_nonzero(const std::optional<Tensor>& found_inf) {
+  return found_inf && scalar_of(*found_inf, "found_inf") != 0.0;
+}
+
+inline float scale_of(const std::optional<Tensor>& grad_scale) {
+  return grad_scale ? float(scalar_of(*grad_scale, "grad_scale")) : 1.0f;
+}
+
+inline Tensors new_words(const Tensors& like) {
+  Tensors masks;
+  for (const Tensor& tensor : like) {
+    int64_t size = word_count(tensor.numel());
+    masks.push_back(torch::stable::new_empty(tensor, {&size, 1}, ScalarType::Int));
+  }
+  return masks;
+}
+
+inline Tensor new_scalar(const Tensor& like, float value) {
+  Tensor scalar = torch::stable::new_empty(like, {}, ScalarType::Float);
+  *static_cast<float*>(scalar.data_ptr()) = value;
+  return scalar;
+}
+
+}  // namespace salun
