@@ -8,9 +8,10 @@ namespace {
 
 // Copies `count` elements from the row-major position `begin`: an odometer over the outer
 // dimensions around a strided run of the last one.
-template <class T>
+template <class Format>
 void gather(const Strided& tensor, int64_t begin, int64_t count, float* out) {
-  const T* data = static_cast<const T*>(tensor.data);
+  using Raw = typename Format::Raw;
+  const Raw* data = static_cast<const Raw*>(tensor.data);
   size_t last = tensor.sizes.size() - 1;
   for (int64_t done = 0; done < count;) {
     int64_t rest = begin + done, offset = 0;
@@ -19,8 +20,8 @@ void gather(const Strided& tensor, int64_t begin, int64_t count, float* out) {
     for (size_t d = last; d-- > 0; rest /= tensor.sizes[d])
       offset += rest % tensor.sizes[d] * tensor.strides[d];
     int64_t run = std::min(tensor.sizes[last] - column, count - done);
-    const T* from = data + offset + column * tensor.strides[last];
-    for (int64_t i = 0; i < run; ++i) out[done + i] = to_float(from[i * tensor.strides[last]]);
+    const Raw* from = data + offset + column * tensor.strides[last];
+    for (int64_t i = 0; i < run; ++i) out[done + i] = Format::decode(from[i * tensor.strides[last]]);
     done += run;
   }
 }
@@ -34,8 +35,8 @@ const float* ScoreSource::read(int64_t tensor, int64_t begin, int64_t count, flo
     return loops().load(data, score.dtype, count, tile);
   }
   switch (score.dtype) {
-    case Dtype::f32: gather<float>(score, begin, count, tile); break;
-    case Dtype::f16: gather<Half>(score, begin, count, tile); break;
+    case Dtype::f32: gather<Float32>(score, begin, count, tile); break;
+    case Dtype::f16: gather<Float16>(score, begin, count, tile); break;
     case Dtype::bf16: gather<BFloat16>(score, begin, count, tile); break;
   }
   return tile;

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -65,13 +66,32 @@ Bracket bracket_of(std::vector<uint32_t>& sample, double fraction) {
 
 struct CensusResult {
   Census census{};
-  std::vector<uint32_t> inside;
+  std::unique_ptr<uint32_t[]> inside;  // [census.inside], left untouched where there is none
   bool overflow = false;
 };
 
+// The k-th largest of `count` keys in (low, high): one pass fills buckets of equal width, then
+// only the bucket that holds it is ordered.
+Threshold kth_inside(const uint32_t* keys, int64_t count, Bracket bracket, int64_t k) {
+  constexpr int64_t kBuckets = 4096;
+  uint64_t width = (uint64_t(bracket.high - bracket.low) + kBuckets - 1) / kBuckets;
+  auto bucket_of = [&](uint32_t key) { return int64_t((key - bracket.low) / width); };
+  std::vector<int64_t> sizes(kBuckets);
+  for (int64_t i = 0; i < count; ++i) ++sizes[bucket_of(keys[i])];
+  int64_t bucket = kBuckets - 1;
+  while (sizes[bucket] < k) k -= sizes[bucket--];
+  std::vector<uint32_t> mine;
+  for (int64_t i = 0; i < count; ++i)
+    if (bucket_of(keys[i]) == bucket) mine.push_back(keys[i]);
+  auto kth = mine.begin() + (k - 1);
+  std::nth_element(mine.begin(), kth, mine.end(), std::greater<>());
+  uint32_t key = *kth;
+  return {key, k - std::count_if(mine.begin(), kth, [&](uint32_t x) { return x > key; })};
+}
+
 CensusResult run_census(const Source& source, Bracket bracket, bool largest, int64_t capacity) {
   CensusResult result;
-  result.inside.resize(capacity);
+  result.inside = std::make_unique_for_overwrite<uint32_t[]>(capacity);
   std::atomic<int64_t> above{0}, at_high{0}, at_low{0}, stored{0};
   std::atomic<bool> nonfinite{false}, overflow{false};
   source.plan().for_each([&](const Chunk& c) {
@@ -89,28 +109,24 @@ CensusResult run_census(const Source& source, Bracket bracket, bool largest, int
     if (at + census.inside > capacity)
       overflow = true;
     else
-      std::copy_n(candidates, census.inside, result.inside.begin() + at);
+      std::copy_n(candidates, census.inside, result.inside.get() + at);
   });
   result.overflow = overflow;
-  if (!overflow) result.inside.resize(stored);
   result.census = {above, at_high, stored, bracket.low == bracket.high ? 0 : at_low.load(),
                    nonfinite};
   return result;
 }
 
 // Walks down the bracket: above | at high | inside | at low. False where the k-th is elsewhere.
-bool resolve(CensusResult& result, Bracket bracket, int64_t k, Threshold* threshold) {
+bool resolve(const CensusResult& result, Bracket bracket, int64_t k, Threshold* threshold) {
   const Census& census = result.census;
   int64_t rank = k - census.above;  // 1-based, among the keys from `high` down
   if (result.overflow || rank <= 0) return false;
   if (rank <= census.at_high) return *threshold = {bracket.high, rank}, true;
   rank -= census.at_high;
   if (rank <= census.inside) {
-    auto kth = result.inside.begin() + (rank - 1);
-    std::nth_element(result.inside.begin(), kth, result.inside.end(), std::greater<>());
-    uint32_t key = *kth;
-    int64_t greater = std::count_if(result.inside.begin(), kth, [&](uint32_t x) { return x > key; });
-    return *threshold = {key, rank - greater}, true;
+    *threshold = kth_inside(result.inside.get(), census.inside, bracket, rank);
+    return true;
   }
   rank -= census.inside;
   if (rank <= census.at_low) return *threshold = {bracket.low, rank}, true;

@@ -6,19 +6,18 @@ namespace salun::cpu {
 namespace {
 
 template <Momentum Mode, bool Nesterov, bool Decay>
-void sgd_tile(const SgdCoefficients c, const float* __restrict g, const float* __restrict p,
-              const float* __restrict b, float* __restrict new_p, float* __restrict new_b,
+void sgd_tile(const SgdCoefficients c, const float* g, float* p, float* b, const uint32_t* words,
               int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    float theta = p[i], buffer = Mode == Momentum::running ? b[i] : 0.0f;
+  for_each_moving_word(words, n, [=](int64_t i, uint32_t keep) {
+    float old_theta = p[i], old_buffer = Mode == Momentum::none ? 0.0f : b[i];
+    float theta = old_theta, buffer = old_buffer;
     sgd_update<Mode, Nesterov, Decay>(c, g[i], theta, buffer);
-    new_p[i] = theta;
-    if constexpr (Mode != Momentum::none) new_b[i] = buffer;
-  }
+    p[i] = keep ? theta : old_theta;
+    if constexpr (Mode != Momentum::none) b[i] = keep ? buffer : old_buffer;
+  });
 }
 
-using SgdTile = void (*)(SgdCoefficients, const float*, const float*, const float*, float*, float*,
-                         int64_t);
+using SgdTile = void (*)(SgdCoefficients, const float*, float*, float*, const uint32_t*, int64_t);
 
 template <Momentum Mode>
 SgdTile pick_sgd_tile(bool nesterov, bool decay) {
@@ -32,16 +31,17 @@ void masked_sgd(void* param, Dtype param_dtype, const void* grad, Dtype grad_dty
                    : step->mode == Momentum::first
                        ? pick_sgd_tile<Momentum::first>(step->nesterov, step->decay)
                        : pick_sgd_tile<Momentum::running>(step->nesterov, step->decay);
-  float g_tile[kTile], p_tile[kTile], new_p[kTile], new_b[kTile];
-  for_each_moving_tile(words, n, [&](int64_t at, int64_t count, const uint32_t* tile_words) {
+  float g_tile[kTile], p_tile[kTile];
+  for (int64_t at = 0; at < n; at += kTile) {
+    int64_t count = n - at < kTile ? n - at : kTile;
+    const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
     void* p_data = advance(param, param_dtype, at);
-    const float* p = load(p_data, param_dtype, count, p_tile);
+    float* p = open_param(p_data, param_dtype, count, p_tile);
     const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count,
                                    step->maximize, step->grad_scale, g_tile);
-    update(step->coefficients, g, p, buffer ? buffer + at : nullptr, new_p, new_b, count);
-    commit(p_data, param_dtype, new_p, tile_words, count);
-    if (buffer) commit(buffer + at, Dtype::f32, new_b, tile_words, count);
-  });
+    update(step->coefficients, g, p, buffer ? buffer + at : nullptr, tile_words, count);
+    close_param(p_data, param_dtype, p, tile_words, count);
+  }
 }
 
 }  // namespace

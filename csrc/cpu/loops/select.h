@@ -11,59 +11,6 @@
 namespace salun::cpu {
 namespace {
 
-template <bool Largest>
-void census_of(const float* scores, int64_t n, Bracket bracket, uint32_t* candidates,
-               Census* census) {
-  uint32_t low = bracket.low, high = bracket.high, width = high > low ? high - low - 1 : 0;
-  uint32_t nonfinite = 0;
-  for (int64_t base = 0; base < n; base += kWordBits) {
-    int count = n - base < kWordBits ? int(n - base) : kWordBits;
-    uint32_t keys[kWordBits];
-    uint32_t above = 0, at_high = 0, inside = 0, at_low = 0;
-    auto look = [&](int i) {
-      float score = scores[base + i];
-      uint32_t key = ordered_key<Largest>(score);
-      keys[i] = key;
-      above += key > high;
-      at_high += key == high;
-      inside += key - low - 1 < width;
-      at_low += key == low;
-      nonfinite |= (float_bits(score) & 0x7fffffffu) >= kInfinityBits;
-    };
-    if (count == kWordBits)
-      for (int i = 0; i < kWordBits; ++i) look(i);
-    else
-      for (int i = 0; i < count; ++i) look(i);
-    census->above += above;
-    census->at_high += at_high;
-    census->at_low += at_low;
-    for (int i = 0; inside != 0 && i < count; ++i)
-      if (keys[i] - low - 1 < width) candidates[census->inside++] = keys[i];
-  }
-  census->nonfinite |= nonfinite != 0;
-}
-
-void take_census(const float* scores, int64_t n, Bracket bracket, bool largest,
-                 uint32_t* candidates, Census* census) {
-  largest ? census_of<true>(scores, n, bracket, candidates, census)
-          : census_of<false>(scores, n, bracket, candidates, census);
-}
-
-template <bool Largest>
-void count_digits(const float* scores, int64_t n, uint32_t prefix, int level, int64_t* counts) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t key = ordered_key<Largest>(scores[i]);
-    if (uint64_t(key) >> kPrefixShift[level] == prefix)
-      ++counts[(key >> kDigitShift[level]) & kDigitMask[level]];
-  }
-}
-
-void histogram(const float* scores, int64_t n, uint32_t prefix, int level, bool largest,
-               int64_t* counts) {
-  largest ? count_digits<true>(scores, n, prefix, level, counts)
-          : count_digits<false>(scores, n, prefix, level, counts);
-}
-
 // Bit i: keys[i] > bound. Keys and bounds are below 2^31, so signed comparison is right.
 uint32_t bits_above(const int32_t* keys, int32_t bound) {
 #if defined(__AVX512F__)
@@ -87,24 +34,79 @@ uint32_t bits_above(const int32_t* keys, int32_t bound) {
 #endif
 }
 
+bool any_nonfinite(const float* scores, int64_t n) {
+  uint32_t any = 0;
+  for (int64_t i = 0; i < n; ++i)
+    any |= uint32_t((float_bits(scores[i]) & 0x7fffffffu) >= kInfinityBits);
+  return any != 0;
+}
+
+// Keys of one word's worth; past the end they are 0, which exceeds no bound that is asked for.
+template <bool Largest>
+void word_keys(const float* scores, int64_t left, int32_t* keys) {
+  if (left >= kWordBits) {
+    for (int i = 0; i < kWordBits; ++i) keys[i] = int32_t(ordered_key<Largest>(scores[i]));
+  } else {
+    for (int i = 0; i < kWordBits; ++i)
+      keys[i] = i < left ? int32_t(ordered_key<Largest>(scores[i])) : 0;
+  }
+}
+
+uint32_t valid_bits(int64_t left) {
+  return left >= kWordBits ? ~uint32_t(0) : ~uint32_t(0) >> (kWordBits - left);
+}
+
+template <bool Largest>
+void census_of(const float* scores, int64_t n, Bracket bracket, uint32_t* candidates,
+               Census* census) {
+  int32_t low = int32_t(bracket.low), high = int32_t(bracket.high);
+  int32_t keys[kWordBits];
+  for (int64_t base = 0; base < n; base += kWordBits) {
+    word_keys<Largest>(scores + base, n - base, keys);
+    uint32_t valid = valid_bits(n - base);
+    uint32_t above_high = bits_above(keys, high), from_high = bits_above(keys, high - 1) & valid;
+    uint32_t above_low = bits_above(keys, low), from_low = bits_above(keys, low - 1) & valid;
+    census->above += __builtin_popcount(above_high);
+    census->at_high += __builtin_popcount(from_high ^ above_high);
+    census->at_low += __builtin_popcount(from_low ^ above_low);
+    for (uint32_t inside = above_low & ~from_high; inside != 0; inside &= inside - 1)
+      candidates[census->inside++] = uint32_t(keys[__builtin_ctz(inside)]);
+  }
+  census->nonfinite |= any_nonfinite(scores, n);
+}
+
+void take_census(const float* scores, int64_t n, Bracket bracket, bool largest,
+                 uint32_t* candidates, Census* census) {
+  for (int64_t at = 0; at < n; at += kTile) {
+    int64_t count = n - at < kTile ? n - at : kTile;
+    largest ? census_of<true>(scores + at, count, bracket, candidates, census)
+            : census_of<false>(scores + at, count, bracket, candidates, census);
+  }
+}
+
+template <bool Largest>
+void count_digits(const float* scores, int64_t n, uint32_t prefix, int level, int64_t* counts) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t key = ordered_key<Largest>(scores[i]);
+    if (uint64_t(key) >> kPrefixShift[level] == prefix)
+      ++counts[(key >> kDigitShift[level]) & kDigitMask[level]];
+  }
+}
+
+void histogram(const float* scores, int64_t n, uint32_t prefix, int level, bool largest,
+               int64_t* counts) {
+  largest ? count_digits<true>(scores, n, prefix, level, counts)
+          : count_digits<false>(scores, n, prefix, level, counts);
+}
+
 template <bool Largest>
 int64_t pack_as(const float* scores, int64_t n, uint32_t threshold, uint32_t* words) {
   int64_t ties = 0;
-  int32_t above = int32_t(threshold);
+  int32_t keys[kWordBits], bound = int32_t(threshold);
   for (int64_t base = 0; base < n; base += kWordBits) {
-    int count = n - base < kWordBits ? int(n - base) : kWordBits;
-    int32_t keys[kWordBits];
-    uint32_t valid = ~uint32_t(0);
-    if (count == kWordBits) {
-      for (int i = 0; i < kWordBits; ++i) keys[i] = int32_t(ordered_key<Largest>(scores[base + i]));
-    } else {
-      for (int i = 0; i < kWordBits; ++i)
-        keys[i] = i < count ? int32_t(ordered_key<Largest>(scores[base + i])) : 0;
-      valid >>= kWordBits - count;
-    }
-    uint32_t greater = bits_above(keys, above);
-    uint32_t reached = bits_above(keys, above - 1) & valid;
-    ties += __builtin_popcount(reached ^ greater);
+    word_keys<Largest>(scores + base, n - base, keys);
+    uint32_t reached = bits_above(keys, bound - 1) & valid_bits(n - base);
+    ties += __builtin_popcount(reached ^ bits_above(keys, bound));
     words[base / kWordBits] = reached;
   }
   return ties;

@@ -6,40 +6,29 @@
 namespace salun::cpu {
 namespace {
 
-template <class T>
-void delta_as(const T* __restrict param, const T* __restrict anchor, int64_t n,
-              float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = soft_delta(to_float(param[i]), to_float(anchor[i]));
-}
-
-template <class T>
-void shrink_as(T* __restrict param, const T* __restrict anchor, int64_t n, float tau) {
-  for (int64_t i = 0; i < n; ++i) {
-    T reference = anchor[i], moved;
-    float a = to_float(reference), delta = soft_delta(to_float(param[i]), a);
-    from_float(soft_shrunk(delta, a, tau), moved);
-    param[i] = magnitude(delta) > tau ? moved : reference;
-  }
-}
-
 void delta(const void* param, const void* anchor, Dtype dtype, int64_t n, float* out) {
-  auto run = [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    delta_as(static_cast<const T*>(param), static_cast<const T*>(anchor), n, out);
-  };
-  dtype == Dtype::f32   ? run(static_cast<float*>(nullptr))
-  : dtype == Dtype::f16 ? run(static_cast<Half*>(nullptr))
-                        : run(static_cast<BFloat16*>(nullptr));
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    auto* p = static_cast<const typename Format::Raw*>(param);
+    auto* a = static_cast<const typename Format::Raw*>(anchor);
+    for (int64_t i = 0; i < n; ++i) out[i] = soft_delta(Format::decode(p[i]), Format::decode(a[i]));
+  });
 }
 
 void soft_threshold(void* param, const void* anchor, Dtype dtype, int64_t n, float tau) {
-  auto run = [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    shrink_as(static_cast<T*>(param), static_cast<const T*>(anchor), n, tau);
-  };
-  dtype == Dtype::f32   ? run(static_cast<float*>(nullptr))
-  : dtype == Dtype::f16 ? run(static_cast<Half*>(nullptr))
-                        : run(static_cast<BFloat16*>(nullptr));
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Raw = typename Format::Raw;
+    auto* __restrict p = static_cast<Raw*>(param);
+    auto* __restrict a = static_cast<const Raw*>(anchor);
+    for (int64_t i = 0; i < n; ++i) {
+      Raw fixed = a[i];
+      float reference = Format::decode(fixed);
+      float difference = soft_delta(Format::decode(p[i]), reference);
+      Raw moved = Format::encode(soft_shrunk(difference, reference, tau));
+      p[i] = magnitude(difference) > tau ? moved : fixed;
+    }
+  });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Moving a tile between memory and fp32: the only code that knows dtypes. Updates compute a whole
-// tile as if every weight moved; commit() writes back those whose bit is 1, at the stored type, so
-// that a frozen weight keeps its bytes.
+// Moving a tile between memory and fp32: the only code that knows dtypes. Updates see fp32 and
+// write in place; a half parameter is updated in a tile and written back at its stored type where
+// the bit is 1, so that a frozen weight keeps its bytes.
 #pragma once
 #include <type_traits>
 
@@ -10,18 +10,24 @@
 namespace salun::cpu {
 namespace {
 
-template <class T>
-const float* load_as(const T* data, int64_t n, float* tile) {
-  for (int64_t i = 0; i < n; ++i) tile[i] = to_float(data[i]);
-  return tile;
+// Calls body with the format that `dtype` names.
+template <class Body>
+void with_format(Dtype dtype, Body body) {
+  switch (dtype) {
+    case Dtype::f32: return body(Float32{});
+    case Dtype::f16: return body(Float16{});
+    case Dtype::bf16: return body(BFloat16{});
+  }
 }
 
 const float* load(const void* data, Dtype dtype, int64_t n, float* tile) {
-  switch (dtype) {
-    case Dtype::f32: return static_cast<const float*>(data);
-    case Dtype::f16: return load_as(static_cast<const Half*>(data), n, tile);
-    default: return load_as(static_cast<const BFloat16*>(data), n, tile);
-  }
+  if (dtype == Dtype::f32) return static_cast<const float*>(data);
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    auto* raw = static_cast<const typename Format::Raw*>(data);
+    for (int64_t i = 0; i < n; ++i) tile[i] = Format::decode(raw[i]);
+  });
+  return tile;
 }
 
 // The gradient as the step uses it: unscaled, and negated for ascent.
@@ -39,55 +45,45 @@ const float* load_gradient(const void* grad, Dtype dtype, int64_t n, bool maximi
   return g;
 }
 
-template <class T>
-void commit_as(T* target, const float* tile, const uint32_t* words, int64_t n) {
+// Calls element(i, keep) for the weights of every word that has one to move; keep is 0 where the
+// weight is frozen, and the element must then write back what it read. Elements do not depend on
+// each other, so the inner loop vectorises.
+template <class Element>
+void for_each_moving_word(const uint32_t* words, int64_t n, Element element) {
   for (int64_t base = 0; base < n; base += kWordBits) {
     uint32_t word = words ? words[base / kWordBits] : ~uint32_t(0);
     if (word == 0) continue;
-    T* out = target + base;
-    const float* in = tile + base;
     if (n - base >= kWordBits) {
-      for (int i = 0; i < kWordBits; ++i) {
-        T value, old = out[i];
-        from_float(in[i], value);
-        out[i] = bit(word, i) ? value : old;
-      }
+#pragma GCC ivdep
+      for (int i = 0; i < kWordBits; ++i) element(base + i, bit(word, i));
     } else {
-      for (int i = 0; i < int(n - base); ++i)
-        if (bit(word, i)) from_float(in[i], out[i]);
+      for (int i = 0; i < int(n - base); ++i) element(base + i, bit(word, i));
     }
   }
 }
 
-void commit(void* target, Dtype dtype, const float* tile, const uint32_t* words, int64_t n) {
-  switch (dtype) {
-    case Dtype::f32: return commit_as(static_cast<float*>(target), tile, words, n);
-    case Dtype::f16: return commit_as(static_cast<Half*>(target), tile, words, n);
-    default: return commit_as(static_cast<BFloat16*>(target), tile, words, n);
-  }
+// A parameter tile as fp32 values to update in place: the memory itself for fp32.
+float* open_param(void* param, Dtype dtype, int64_t n, float* tile) {
+  return const_cast<float*>(load(param, dtype, n, tile));
+}
+
+// Writes an updated half tile back at the stored type, where the bit is 1.
+void close_param(void* param, Dtype dtype, const float* tile, const uint32_t* words, int64_t n) {
+  if (dtype == Dtype::f32) return;
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    auto* raw = static_cast<typename Format::Raw*>(param);
+    for_each_moving_word(words, n, [=](int64_t i, uint32_t keep) {
+      typename Format::Raw moved = Format::encode(tile[i]), old = raw[i];
+      raw[i] = keep ? moved : old;
+    });
+  });
 }
 
 template <class T>
 T* advance(T* data, Dtype dtype, int64_t elements) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
   return reinterpret_cast<Byte*>(data) + elements * size_of(dtype);
-}
-
-bool all_frozen(const uint32_t* words, int64_t n) {
-  if (!words) return false;
-  uint32_t any = 0;
-  for (int64_t w = 0; w < word_count(n); ++w) any |= words[w];
-  return any == 0;
-}
-
-// Calls body(offset, n, words) for each tile that has a weight to move.
-template <class Body>
-void for_each_moving_tile(const uint32_t* words, int64_t n, Body body) {
-  for (int64_t at = 0; at < n; at += kTile) {
-    int64_t count = n - at < kTile ? n - at : kTile;
-    const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
-    if (!all_frozen(tile_words, count)) body(at, count, tile_words);
-  }
 }
 
 }  // namespace
