@@ -1,0 +1,134 @@
+"""Files that are whole or absent: atomic writes, and safetensors whose every byte is checked.
+
+A file of ours is a safetensors file whose metadata holds ``format`` (what it is),
+``format_version``, one JSON value per fact, and ``sha256`` over all of that and the tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_DIGEST = "sha256"
+_FORMAT = "format"
+_VERSION = "format_version"
+_REMEDY = "Restore it from a copy or write it again"
+
+PathLike = str | os.PathLike[str]
+
+
+class FileFormatError(ValueError):
+    """A file that is not what it is taken for: truncated, altered or foreign."""
+
+    def __init__(self, path: PathLike, problem: str, remedy: str = _REMEDY) -> None:
+        super().__init__(f"{os.fspath(path)}: {problem}. {remedy}.")
+
+
+def atomic_write(path: PathLike, write: Callable[[Path], None]) -> None:
+    """Let ``write(temporary)`` make a file beside ``path``, then put it in place in one move.
+
+    Readers see the old file or the new one, whole; a process killed at any moment leaves ``path``
+    as it was, at worst with a ``.tmp`` file beside it. Both file and folder are synced. Whatever
+    ``write`` raises passes through, and the temporary file is removed.
+    """
+    target = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} is missing; create it first")
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync(target.parent)
+
+
+def save_tensors(
+    path: PathLike,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    version: int,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write ``tensors`` and ``facts`` (JSON values) as a safetensors file, atomically."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    metadata |= {_FORMAT: kind, _VERSION: str(version)}
+    metadata[_DIGEST] = _digest(stored, metadata)
+    atomic_write(path, lambda temporary: save_file(stored, temporary, metadata=metadata))
+
+
+def load_tensors(
+    path: PathLike, *, kind: str, version: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of :func:`save_tensors`: tensors on the CPU, and the facts.
+
+    Raises FileFormatError where the file is truncated, altered in any bit, of another kind or of
+    a newer version; OSError where it cannot be read at all.
+    """
+    tensors, metadata = _read(path, kind)
+    found = metadata.get(_FORMAT)
+    if found != kind:
+        what = f"a {found} file" if found else "another program's file"
+        raise FileFormatError(path, f"expected a {kind} file, found {what}", "Pass the right file")
+    if metadata.pop(_DIGEST, None) != _digest(tensors, metadata):
+        raise FileFormatError(path, f"this {kind} file was altered: its checksum does not fit")
+    if metadata.pop(_VERSION) != str(version):
+        problem = f"this {kind} file has another format version than {version}"
+        raise FileFormatError(path, problem, "Read it with the salun-fast that wrote it, or newer")
+    del metadata[_FORMAT]
+    return tensors, {key: json.loads(value) for key, value in metadata.items()}
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    data: memoryview = flat.view(torch.uint8).numpy().data
+    return data
+
+
+def _read(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with open(path, "rb") as file:  # OSError if it cannot be read, before safetensors words it
+        if not file.read(1):
+            raise FileFormatError(path, f"expected a {kind} file, found an empty one")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            # Copies: aligned, and independent of what becomes of the file.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        problem = f"expected a {kind} file, found one that is truncated, altered or foreign"
+        raise FileFormatError(path, f"{problem} ({error})") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder; its rename is journalled
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
