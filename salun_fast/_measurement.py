@@ -1,0 +1,139 @@
+"""Fold gradients into scores as backward() makes them, so that none is ever kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from salun_fast._score_sums import ScoreSums, clip_coefficient, first_nonfinite, peak
+
+_ADVICE = "find what made it (loss scale, learning rate, a bad sample) and measure again without it"
+
+
+class Measurement:
+    """Context in which each backward() adds its gradients to the sums and leaves no ``.grad``.
+
+    Without ``clip_norm`` every gradient is added and freed the moment it is complete. With it,
+    the gradients of a backward are held until its end and scaled to that norm at most.
+    On leaving, the ``.grad`` of before is put back, and so are the buffers of ``module``.
+    ``weight`` scales what the next backward adds.
+    """
+
+    def __init__(
+        self, sums: ScoreSums, *, clip_norm: float | None = None, module: nn.Module | None = None
+    ) -> None:
+        self.weight = 1.0
+        self._sums = sums
+        self._clip_norm = clip_norm
+        self._buffers = _Buffers(module)
+        self._open = False  # a backward has begun and has not ended
+        self._peaks: list[tuple[str, Tensor]] = []
+        self._held: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Measurement:
+        parameters = self._sums.parameters
+        self._stash = [(p, p.grad) for p in parameters.values()]
+        self._buffers.keep()
+        for parameter in parameters.values():
+            parameter.grad = None
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._hook(name))
+            for name, parameter in parameters.items()
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, grad in self._stash:
+            parameter.grad = grad
+        self._buffers.restore()
+        self._drop_unfinished()
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        def fold(parameter: Tensor) -> None:
+            grad, parameter.grad = parameter.grad, None
+            if grad is not None:
+                self._take(name, grad)
+
+        return fold
+
+    def _take(self, name: str, grad: Tensor) -> None:
+        if not self._open:
+            self._open = True
+            # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
+            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.queue_callback(self._finish)
+        if self._clip_norm is None:
+            self._peaks.append((name, peak(grad)))
+            self._sums.add({name: grad}, self.weight)
+        else:
+            held = self._held.get(name)
+            self._held[name] = grad if held is None else held + grad
+
+    def _finish(self) -> None:
+        if not self._open:  # a second device's thread queued the same
+            return
+        held = self._held
+        bad = first_nonfinite(
+            self._peaks if self._clip_norm is None else ((n, peak(g)) for n, g in held.items())
+        )
+        if bad is not None:
+            self._refuse(bad)
+        if self._clip_norm is not None:
+            coefficient = clip_coefficient(held.values(), self._clip_norm)
+            self._sums.add(held, coefficient * self.weight)
+        self._close()
+        self._sums.count += 1
+
+    def _refuse(self, name: str) -> None:
+        problem = f"batch {self._sums.count + 1}: the gradient of {name!r} holds NaN or infinity"
+        if self._clip_norm is None:
+            self._sums.broken = f"{problem}, and part of that batch was already added"
+        self._close()
+        raise ValueError(f"{problem}; {_ADVICE}")
+
+    def _close(self) -> None:
+        self._open = False
+        self._peaks, self._held = [], {}
+
+    def _drop_unfinished(self) -> None:
+        """A backward that raised midway leaves sums with part of a batch, if it was not held."""
+        if self._open and self._clip_norm is None and self._sums.broken is None:
+            self._sums.broken = (
+                f"batch {self._sums.count + 1} was interrupted in backward(), and part of it was "
+                "already added"
+            )
+        self._close()
+
+
+class _Buffers:
+    """The buffers of a module, values and identity, to be put back as they were."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._modules = [] if module is None else list(module.modules())
+        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+
+    def keep(self) -> None:
+        self._kept = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, name, buffer, value in self._kept:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # an equal one keeps its version counter
+                buffer.copy_(value)
+        self._kept = []

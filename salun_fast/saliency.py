@@ -1,0 +1,489 @@
+"""Saliency: how much each weight matters to the forget data, and masks of those that matter most.
+
+SalUn (arXiv 2310.12508), eq. 3 and 4: s = |Σ_b ∇ℓ_b(θ_o)|, the mask keeps the int(N·r) largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salun_fast import bits, files, names, ops
+from salun_fast._measurement import Measurement
+from salun_fast._score_sums import ScoreSums, first_nonfinite, peak
+from salun_fast.files import FileFormatError, PathLike
+from salun_fast.mask import SaliencyMask
+from salun_fast.names import Named, Patterns
+
+# What is added per batch; the score is the magnitude of the sum.
+SCORES = {"abs_of_sum": "sum", "sum_of_abs": "abs", "sum_of_squares": "square"}
+_SCOPES = ("global", "tensor")
+_WHICH = ("largest", "smallest", "random")
+_NONFINITE = ("error", "reference")
+_WEIGHTINGS = ("batch", "sample")
+_KIND = "salun-fast saliency"
+_VERSION = 1
+
+
+class Saliency:
+    """Scores of all trainable parameters, gathered from gradients; masks of any density from them.
+
+    Parameters with ``requires_grad=False`` are left out: they have no score and do not count into
+    N. A parameter whose gradient is None (an unused layer) has score 0 and counts. A parameter
+    shared under several names counts once, at the first of them.
+
+    Args:
+        parameters: a module, its ``named_parameters()``, or a dict of them.
+        score: "abs_of_sum" |Σ g| (SalUn), "sum_of_abs" Σ |g|, or "sum_of_squares" Σ g² (diagonal
+            Fisher), over batches. Sums are kept in fp32 whatever the dtype of the gradients.
+
+    Example:
+        >>> saliency = Saliency(model)
+        >>> with saliency.measure():
+        ...     for x, y in forget_loader:
+        ...         loss_fn(model(x), y).backward()
+        >>> mask = saliency.mask(0.5)
+    """
+
+    def __init__(self, parameters: Named, score: str = "abs_of_sum") -> None:
+        _check_choice("score", score, tuple(SCORES))
+        found = {n: p for n, p in names.named_tensors(parameters).items() if p.requires_grad}
+        if not found:
+            raise ValueError(
+                "Saliency found no parameter that requires a gradient; pass the model before "
+                "freezing it, or requires_grad_(True) those that may change"
+            )
+        for name, parameter in found.items():
+            _check_real(name, parameter)
+        self.score = score
+        self._module = parameters if isinstance(parameters, nn.Module) else None
+        self._sums: ScoreSums | None = ScoreSums(found, SCORES[score])
+        self._given: dict[str, Tensor] = {}
+        self._measuring = False
+
+    @classmethod
+    def from_dict(cls, scores: Mapping[str, Tensor], *, score: str = "custom") -> Saliency:
+        """Scores from anywhere, ranked by magnitude in fp32; ``score`` says what they are.
+
+        Copies them. They can be ranked and saved; nothing can be added.
+        """
+        if not scores:
+            raise ValueError("Saliency.from_dict: expected at least one named score tensor")
+        for name, values in scores.items():
+            _check_real(name, values)
+        saliency = cls.__new__(cls)
+        saliency.score = score
+        saliency._module = None
+        saliency._sums = None
+        saliency._given = {
+            name: values.detach().to(torch.float32, copy=True) for name, values in scores.items()
+        }
+        saliency._measuring = False
+        return saliency
+
+    @classmethod
+    def from_data(
+        cls,
+        model: nn.Module,
+        loader: Iterable[Any],
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        score: str = "abs_of_sum",
+        weighting: str = "batch",
+        clip_norm: float | None = None,
+        progress: bool = False,
+    ) -> Saliency:
+        """One pass over ``loader`` in eval mode; the model is left exactly as it was.
+
+        Args:
+            loader: gives pairs (inputs, targets); tensors move to the model's device.
+            loss_fn: ``loss_fn(model(inputs), targets)`` is the mean loss of the batch, a scalar.
+            weighting: "batch" counts every batch alike, a short last one too, as the reference
+                does; "sample" weighs by batch size relative to the first batch, which makes the
+                sum the gradient of the whole set up to one factor.
+            clip_norm: scale each batch's gradient to this norm at most (the DDPM reference: 1).
+            progress: show a bar.
+
+        Parameters, ``.grad``, buffers, each module's training flag and torch's random state are
+        unchanged afterwards, also when something raises. Raises ValueError for an empty loader,
+        and for a gradient with NaN or infinity, naming its parameter.
+        """
+        _check_choice("weighting", weighting, _WEIGHTINGS)
+        saliency = cls(model, score)
+        with (
+            _eval_mode(model),
+            _kept_random_state(model),
+            torch.enable_grad(),
+            saliency._measurement(clip_norm) as measurement,
+        ):
+            first_size = 0
+            for inputs, targets in _batches(loader, model, progress):
+                if weighting == "sample":
+                    first_size = first_size or _size(targets, inputs)
+                    measurement.weight = _size(targets, inputs) / first_size
+                _checked_loss(loss_fn(model(inputs), targets)).backward()  # type: ignore[no-untyped-call]
+        return saliency
+
+    # --- gathering --------------------------------------------------------------------------------
+
+    def accumulate(self, weight: float = 1.0) -> None:
+        """Add the gradients that are there, each ``weight`` times; ``.grad`` is not touched.
+
+        Raises ValueError, and adds nothing, if no parameter has a gradient or one holds NaN or
+        infinity; it is named.
+        """
+        sums = self._growing()
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight must be positive and finite, found {weight}")
+        grads = {n: p.grad for n, p in sums.parameters.items() if p.grad is not None}
+        if not grads:
+            raise ValueError(
+                "accumulate(): no parameter has a gradient; call it after backward() and before "
+                "zero_grad(), and outside measure()"
+            )
+        bad = first_nonfinite((n, peak(g)) for n, g in grads.items() if g.layout == torch.strided)
+        if bad is not None:
+            raise ValueError(
+                f"the gradient of {bad!r} holds NaN or infinity; nothing was added. Leave the "
+                "batch out, or find what made it"
+            )
+        sums.add(grads, weight)
+        sums.count += 1
+
+    @contextmanager
+    def measure(self, *, clip_norm: float | None = None) -> Iterator[Saliency]:
+        """Within, each ``backward()`` adds its gradients and frees them.
+
+        ``.grad`` is None within and afterwards what it was before; given a module, so are its
+        buffers. Modes are yours: call ``model.eval()`` first, as SalUn does, or use
+        :meth:`from_data`. With ``clip_norm``, the gradients of one backward over all parameters
+        are first scaled to that norm at most (the reference's DDPM: 1.0). NaN or infinity raises
+        ValueError out of ``backward()``, naming the parameter; without ``clip_norm`` part of the
+        batch is in the scores by then, so that they can only be :meth:`reset`.
+        """
+        with self._measurement(clip_norm):
+            yield self
+
+    def reset(self) -> None:
+        """Begin anew with zeros."""
+        sums = self._growing(whole=False)
+        if self._measuring:
+            raise RuntimeError("leave measure() before reset()")
+        self._sums = ScoreSums(sums.parameters, sums.rule)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._shaped())
+
+    @property
+    def numel(self) -> int:
+        """N: how many weights have a score."""
+        return sum(tensor.numel() for tensor in self._shaped().values())
+
+    @property
+    def batches(self) -> int:
+        """How many times gradients were added."""
+        return self._sums.count if self._sums is not None else 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The fp32 scores of a parameter as ranked (magnitudes), a copy."""
+        own = names.match([name], self._shaped()).get(name)
+        if own is None:
+            near = ", ".join(map(repr, self.names[:3]))
+            raise KeyError(f"no scores for {name!r}; they begin with {near}")
+        return self._raw()[own].abs()
+
+    def __repr__(self) -> str:
+        return (
+            f"Saliency({self.score!r}, {len(self.names)} parameters, {self.numel:,} weights, "
+            f"{self.batches} batches)"
+        )
+
+    # --- selecting --------------------------------------------------------------------------------
+
+    def mask(
+        self,
+        density: float,
+        *,
+        scope: str = "global",
+        which: str = "largest",
+        include: Patterns = None,
+        exclude: Patterns = None,
+        seed: int = 0,
+        nonfinite: str = "error",
+    ) -> SaliencyMask:
+        """The mask of exactly int(N · density) weights.
+
+        Args:
+            density: in (0, 1]; the product is taken in double and truncated, as the reference does.
+            scope: "global" ranks all weights together; "tensor" takes int(n · density) of each
+                parameter of n weights.
+            which: "largest" scores (SalUn), "smallest", or "random": as many weights drawn
+                uniformly by ``seed``, the control, for which nothing need have been measured.
+            include: names or globs; only these parameters may be selected. None: all.
+            exclude: names or globs of parameters that may not be selected.
+                What ``include`` and ``exclude`` rule out stays frozen: it is in the mask with no
+                bit set, and its weights do not count into N.
+            nonfinite: "error" raises ValueError naming the parameter whose scores hold NaN or
+                infinity; "reference" ranks infinity highest and NaN lowest.
+
+        Ties go to the earlier parameter, then to the lower row-major index. The same scores give
+        the same bits on every device, for any number of threads and any memory format.
+        """
+        _check_density(density)
+        _check_choice("scope", scope, _SCOPES)
+        _check_choice("which", which, _WHICH)
+        _check_choice("nonfinite", nonfinite, _NONFINITE)
+        tensors = self._shaped() if which == "random" else self._ready()
+        chosen = self._eligible(include, exclude)
+        source = _random_keys(tensors, chosen, seed) if which == "random" else tensors
+        words = {name: _no_words(tensor) for name, tensor in tensors.items()}
+        for group in [chosen] if scope == "global" else [[name] for name in chosen]:
+            picked, _ = _select(group, source, density, which != "smallest", nonfinite)
+            for name, packed in zip(group, picked, strict=True):
+                words[name] = packed.to(tensors[name].device)
+        return SaliencyMask(
+            words,
+            {name: tensor.shape for name, tensor in tensors.items()},
+            score=f"random, seed {seed}" if which == "random" else self._label(which, scope),
+        )
+
+    def threshold(
+        self,
+        density: float,
+        *,
+        which: str = "largest",
+        include: Patterns = None,
+        exclude: Patterns = None,
+        nonfinite: str = "error",
+    ) -> float:
+        """Score of the last weight that :meth:`mask` would select globally: SalUn's γ.
+
+        Infinite (negative for "smallest") if int(N · density) is 0.
+        """
+        _check_density(density)
+        _check_choice("which", which, _WHICH[:2])
+        _check_choice("nonfinite", nonfinite, _NONFINITE)
+        tensors, chosen = self._ready(), self._eligible(include, exclude)
+        _, threshold = _select(chosen, tensors, density, which == "largest", nonfinite)
+        return float(threshold)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def save(self, path: PathLike) -> None:
+        """Write the fp32 sums (signed for "abs_of_sum") to a safetensors file, atomically."""
+        tensors = self._ready()
+        facts = {
+            "names": list(tensors),
+            "shapes": [list(tensor.shape) for tensor in tensors.values()],
+            "score": self.score,
+        }
+        files.save_tensors(path, tensors, kind=_KIND, version=_VERSION, facts=facts)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Saliency:
+        """Scores of a file of :meth:`save`, on the CPU: to be ranked, not added to.
+
+        Raises FileFormatError (a ValueError) for a truncated, altered or foreign file.
+        """
+        tensors, facts = files.load_tensors(path, kind=_KIND, version=_VERSION)
+        try:
+            ordered = {name: tensors.pop(name) for name in facts["names"]}
+            score = str(facts["score"])
+            loaded = cls.from_dict(ordered, score=score)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(path, f"its contents contradict its header ({error})") from error
+        if tensors:
+            raise FileFormatError(path, "it holds tensors that its header does not name")
+        return loaded
+
+    # --- inner ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _measurement(self, clip_norm: float | None) -> Iterator[Measurement]:
+        sums = self._growing()
+        if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+            raise ValueError(f"clip_norm must be positive and finite, or None; found {clip_norm}")
+        if self._measuring:
+            raise RuntimeError("measure() is already active; leave it before entering it again")
+        self._measuring = True
+        try:
+            with Measurement(sums, clip_norm=clip_norm, module=self._module) as measurement:
+                yield measurement
+        finally:
+            self._measuring = False
+
+    def _growing(self, whole: bool = True) -> ScoreSums:
+        """The sums, to be added to."""
+        if self._sums is None:
+            raise RuntimeError(
+                "these scores were given or loaded, so no gradients can be added; make a "
+                "Saliency(model) for that"
+            )
+        if whole:
+            self._check_whole(self._sums)
+        return self._sums
+
+    @staticmethod
+    def _check_whole(sums: ScoreSums) -> None:
+        if sums.broken is not None:
+            raise RuntimeError(
+                f"these scores cannot be used: {sums.broken}. Call reset() and measure again"
+            )
+
+    def _shaped(self) -> Mapping[str, Tensor]:
+        """Tensors with the shapes and devices of the scores, without making any."""
+        return self._given if self._sums is None else self._sums.parameters
+
+    def _raw(self) -> dict[str, Tensor]:
+        return self._given if self._sums is None else self._sums.tensors
+
+    def _ready(self) -> dict[str, Tensor]:
+        """The raw scores, to be ranked or saved: some batch went in, and each batch whole."""
+        if self._sums is not None:
+            self._check_whole(self._sums)
+            if self._sums.count == 0:
+                raise RuntimeError(
+                    "nothing was measured yet; run backward() on the forget data within "
+                    "measure(), or call accumulate() after it (is the forget set empty?)"
+                )
+        return self._raw()
+
+    def _eligible(self, include: Patterns, exclude: Patterns) -> list[str]:
+        everything = self.names
+        passed = names.eligible(everything, include, exclude)
+        chosen = [name for name, good in zip(everything, passed, strict=True) if good]
+        if not chosen:
+            raise ValueError("include and exclude leave no parameter to select from; widen them")
+        return chosen
+
+    def _label(self, which: str, scope: str) -> str:
+        smallest = ", smallest" if which == "smallest" else ""
+        return f"{self.score}{smallest}{', per tensor' if scope == 'tensor' else ''}"
+
+
+def _select(
+    group: Sequence[str],
+    scores: Mapping[str, Tensor],
+    density: float,
+    largest: bool,
+    nonfinite: str,
+) -> tuple[list[Tensor], Tensor]:
+    """Words of int(n · density) of the n weights of ``group``, and the last score chosen."""
+    home = scores[group[0]].device  # a model spread over devices is ranked on its first
+    tensors = [scores[name].to(home) for name in group]
+    k = int(sum(tensor.numel() for tensor in tensors) * density)
+    return ops.select(
+        tensors, k, largest=largest, allow_nonfinite=nonfinite == "reference", names=group
+    )
+
+
+def _random_keys(
+    tensors: Mapping[str, Tensor], chosen: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """Uniform over all finite non-negative floats: 2^31 values, so ties are few. On the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    infinity = 0x7F800000
+    return {
+        name: torch.randint(
+            infinity, tensors[name].shape, dtype=torch.int32, generator=generator
+        ).view(torch.float32)
+        for name in chosen
+    }
+
+
+def _no_words(tensor: Tensor) -> Tensor:
+    return torch.zeros(bits.word_count(tensor.numel()), dtype=torch.int32, device=tensor.device)
+
+
+def _check_density(density: float) -> None:
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+        raise ValueError(
+            f"density must be a number in (0, 1], the share of weights that may move; found "
+            f"{density!r}"
+        )
+
+
+def _check_choice(role: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{role} must be one of {', '.join(map(repr, known))}, found {value!r}")
+
+
+def _check_real(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_complex():
+        found = type(tensor).__name__
+        if isinstance(tensor, Tensor):
+            found = str(tensor.dtype if tensor.is_complex() else tensor.layout)
+        raise TypeError(f"{name!r}: expected a dense real tensor, found {found}; leave it out")
+
+
+# --- passing over data ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """eval() within; afterwards every module's own flag as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _kept_random_state(model: nn.Module) -> Iterator[None]:
+    """torch's generators, on the CPU and the model's GPUs, as they were."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        yield
+
+
+def _batches(loader: Iterable[Any], model: nn.Module, progress: bool) -> Iterator[tuple[Any, Any]]:
+    """Checked pairs on the model's device; ValueError for none at all."""
+    device = next(model.parameters()).device
+    number = 0
+    for batch in _with_bar(loader) if progress else loader:
+        number += 1
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(
+                f"batch {number}: expected a pair (inputs, targets), found "
+                f"{type(batch).__name__}; for other batches run backward() within measure()"
+            )
+        inputs, targets = (x.to(device) if isinstance(x, Tensor) else x for x in batch)
+        yield inputs, targets
+    if number == 0:
+        raise ValueError("the loader gave no batch: the forget set is empty")
+
+
+def _with_bar(loader: Iterable[Any]) -> Iterable[Any]:
+    from rich.progress import track
+
+    total = len(loader) if isinstance(loader, Sized) else None
+    return track(loader, description="Saliency", total=total)
+
+
+def _size(targets: Any, inputs: Any) -> int:
+    return len(targets) if isinstance(targets, Tensor) and targets.dim() else len(inputs)
+
+
+def _checked_loss(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_fn must return the batch's mean loss, a 0-dim tensor; found {found}"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss depends on no parameter that requires a gradient; is the model detached or "
+            "run under no_grad?"
+        )
+    return loss
