@@ -1,0 +1,155 @@
+"""SGD, Adam and AdamW through the masked ops: state as torch names it, one call per device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW
+
+from salun_fast import ops
+from salun_fast._placed_mask import Item
+
+FUSED_CLASSES: tuple[type[torch.optim.Optimizer], ...] = (SGD, Adam, AdamW)
+# Per-weight state that the ops keep in fp32, laid out as the parameter.
+STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+def fused_step(
+    group: Group,
+    items: Sequence[Item],
+    states: Sequence[State],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One step of one parameter group; ``states`` are the parameters' entries, filled as needed."""
+    update = _sgd if "momentum" in group else _adam
+    for device in {item.param.device: None for item in items}:
+        chosen = [i for i, item in enumerate(items) if item.param.device == device]
+        update(
+            group,
+            [items[i] for i in chosen],
+            [states[i] for i in chosen],
+            _on(device, grad_scale),
+            _on(device, found_inf),
+        )
+
+
+def _sgd(
+    group: Group,
+    items: list[Item],
+    states: list[State],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    momentum = float(group["momentum"])
+    buffers = []
+    for item, state in zip(items, states, strict=True):
+        if momentum != 0 and state.get("momentum_buffer") is None:
+            # The op copies the gradient into the buffer at step 0, as torch does into a new one.
+            state["step"] = _zero_step(item.param)
+        if momentum != 0:
+            buffers.append(_slot(state, "momentum_buffer", item.param))
+    ops.masked_sgd_(
+        [item.param for item in items],
+        [item.grad for item in items],
+        buffers,
+        _steps(items, states),
+        [item.words for item in items],
+        lr=group["lr"],
+        momentum=momentum,
+        dampening=float(group["dampening"]),
+        weight_decay=float(group["weight_decay"]),
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        names=[item.name for item in items],
+    )
+
+
+def _adam(
+    group: Group,
+    items: list[Item],
+    states: list[State],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    def moments(key: str) -> list[Tensor]:
+        return [_slot(state, key, item.param) for item, state in zip(items, states, strict=True)]
+
+    beta1, beta2 = group["betas"]
+    ops.masked_adam_(
+        [item.param for item in items],
+        [item.grad for item in items],
+        moments("exp_avg"),
+        moments("exp_avg_sq"),
+        moments("max_exp_avg_sq") if group["amsgrad"] else [],
+        _steps(items, states),
+        [item.words for item in items],
+        lr=group["lr"],
+        betas=(float(beta1), float(beta2)),
+        eps=float(group["eps"]),
+        weight_decay=float(group["weight_decay"]),
+        decoupled=group["decoupled_weight_decay"],
+        maximize=group["maximize"],
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        names=[item.name for item in items],
+    )
+
+
+def _steps(items: list[Item], states: list[State]) -> list[Tensor]:
+    steps = []
+    for item, state in zip(items, states, strict=True):
+        if "step" not in state:
+            state["step"] = _zero_step(item.param)
+        steps.append(state["step"])
+    return steps
+
+
+def _zero_step(param: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=param.device)
+
+
+def _slot(state: State, key: str, param: Tensor) -> Tensor:
+    """State tensor ``key``: created as zeros, and laid out anew where its parameter was."""
+    tensor: Tensor | None = state.get(key)
+    if tensor is None:
+        tensor = torch.zeros_like(param, dtype=torch.float32)
+        state[key] = tensor
+    elif tensor.stride() != param.stride():
+        tensor = laid_out(tensor, param)
+        state[key] = tensor
+    return tensor
+
+
+def laid_out(tensor: Tensor, param: Tensor) -> Tensor:
+    """A fresh fp32 copy with the layout and on the device of ``param``."""
+    return torch.empty_like(param, dtype=torch.float32).copy_(tensor)
+
+
+def _on(device: torch.device, value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.to(device)
+
+
+def adopt_state(state: State, saved: State, param: Tensor) -> None:
+    """Replace loaded state, which torch casts to the parameter's dtype, by the saved values.
+
+    State stays fp32 whatever the parameter's dtype. SGD checkpoints of torch have no ``step``: a
+    momentum buffer that is there has been written at least once.
+    """
+    for key in STATE_KEYS:
+        if isinstance(saved.get(key), Tensor):
+            state[key] = laid_out(saved[key], param)
+        else:
+            state.pop(key, None)
+    if "step" in saved:
+        state["step"] = _zero_step(param).fill_(float(saved["step"]))
+    elif "momentum_buffer" in state:
+        state["step"] = _zero_step(param).fill_(1.0)

@@ -1,0 +1,435 @@
+"""SalUnOptimizer: any torch optimizer with weights outside a saliency mask held to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim.optimizer import ParamsT
+
+from salun_fast import names, ops
+from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
+from salun_fast._general_step import adopt_counters, general_step
+from salun_fast._mask_check import MaskNotApplied, MaskWitness
+from salun_fast._optimizer_state import FINGERPRINT, MASK, checked_state, mask_to_state
+from salun_fast._placed_mask import Item, PlacedMask, masked_gradient
+from salun_fast.mask import SaliencyMask
+from salun_fast.saliency import Saliency
+
+__all__ = ["MaskNotApplied", "SalUnOptimizer"]
+
+_REFUSED = {
+    LBFGS: "its line search moves all weights along one direction",
+    SparseAdam: "it takes sparse gradients only",
+}
+# How many steps without a visible gradient (learning-rate warm-up, half precision) to look at.
+_CHECKED_STEPS = 10
+
+
+class SalUnOptimizer(Optimizer):
+    r"""Wrap an optimizer class so that only the weights a saliency mask selects are updated.
+
+    With m the mask, one step is :math:`\theta \leftarrow m \odot \mathrm{step}(\theta) + (1 - m)
+    \odot \theta` (SalUn, section 4), and the same for the optimizer's state. Frozen weights and
+    their state keep every byte under weight decay, momentum and NaN gradients alike.
+
+    ``params``: as every ``torch.optim`` class takes them; ``model.named_parameters()`` gives the
+    names that masks go by, unnamed parameters are called "group.index" ("0.3").
+    ``optimizer_class``, ``defaults``: the class and its keyword arguments, validated by the class
+    itself. SGD, Adam and AdamW run fused, in one pass over memory, with fp32 state for fp16 and
+    bf16 parameters (``foreach``, ``fused`` and ``capturable`` are accepted and change nothing);
+    every other class, and fp64 parameters, run through ``_general_step``.
+    ``mask``: a :class:`SaliencyMask`, or None for the wrapped optimizer as it is. A parameter
+    without an entry in the mask moves as a whole.
+    ``state``: "dense" is what exists.
+    ``freeze``: "exact", or "gradient" to mask gradients only, as SalUn's public code did before
+    2026-02-28: weight decay and momentum then move "frozen" weights.
+
+    ``.grad`` is never written by a step. The first step after the mask is set checks that it acts,
+    and raises :class:`MaskNotApplied` if not; steps under ``torch.compile`` are not checked.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        optimizer_class: type[Optimizer] = torch.optim.SGD,
+        *,
+        mask: SaliencyMask | None = None,
+        state: Literal["dense"] = "dense",
+        freeze: Literal["exact", "gradient"] = "exact",
+        **defaults: Any,
+    ) -> None:
+        _check_options(optimizer_class, state, freeze, defaults)
+        self._optimizer_class = optimizer_class
+        self._freeze = freeze
+        self._mask: SaliencyMask | None = None
+        self._reset_transient()
+        # The wrapped instance validates, supplies defaults and, on the general path, steps. State
+        # and groups are shared: they are one and the same objects in both.
+        self._wrapped = optimizer_class(params, **defaults)
+        groups, initial_state = self._wrapped.param_groups, self._wrapped.state
+        super().__init__(groups, self._wrapped.defaults)
+        self.state.update(initial_state)
+        self.set_mask(mask)
+
+    def _reset_transient(self) -> None:
+        self.saliency: Saliency | None = None
+        self._measuring = False
+        self._dense_steps = False
+        self._checks_left = 0
+        self._placed = PlacedMask(None)
+
+    # --- mask -------------------------------------------------------------------------------------
+
+    @property
+    def mask(self) -> SaliencyMask | None:
+        """The mask in force; None where every weight moves."""
+        return self._mask
+
+    def set_mask(self, mask: SaliencyMask | None, *, strict: bool = True) -> None:
+        """Freeze what ``mask`` leaves out, from the next step on; None frees every weight.
+
+        State is kept: weights that become frozen keep theirs untouched. Names match as in
+        :meth:`SaliencyMask.check`, and what does not fit raises ValueError; with ``strict=False``
+        it is passed over: such parameters move as a whole. A mask that selects no weight which
+        this optimizer trains is an error either way.
+        """
+        if mask is not None:
+            self._check_mask(mask, list(self._named()), strict)
+        self._put_in_force(mask)
+
+    def _put_in_force(self, mask: SaliencyMask | None) -> None:
+        self._mask = mask
+        self._checks_left = _CHECKED_STEPS if mask is not None else 0
+        self._placed = PlacedMask(mask)
+        self._placed.place(self._named())
+
+    @contextmanager
+    def measure_saliency(
+        self, score: str = "abs_of_sum", clip_norm: float | None = None
+    ) -> Iterator[Saliency]:
+        """Add the gradient of each ``backward()`` inside to ``self.saliency``; no step meanwhile.
+
+        ``score`` and ``clip_norm`` as in :class:`Saliency`. Starts from zero at each call.
+        """
+        trainable = [(name, param) for name, param in self._named() if param.requires_grad]
+        saliency = Saliency(trainable, score=score)
+        self._measuring = True
+        try:
+            with saliency.measure(clip_norm=clip_norm):
+                yield saliency
+        finally:
+            self._measuring = False
+        self.saliency = saliency
+
+    def select(self, density: float, **options: Any) -> SaliencyMask:
+        """Select the most salient weights, freeze all others, and return the mask.
+
+        ``density``: share of weights that may move; ``options`` as in :meth:`Saliency.mask`.
+        """
+        if self.saliency is None:
+            raise RuntimeError(
+                "SalUnOptimizer.select needs scores and found none; run the forget data's "
+                "backward passes inside `with optimizer.measure_saliency():` first"
+            )
+        mask = self.saliency.mask(density, **options)
+        self.set_mask(mask)
+        return mask
+
+    @contextmanager
+    def unmasked(self) -> Iterator[None]:
+        """Steps inside are dense; afterwards frozen weights keep the values they then have."""
+        outer, self._dense_steps = self._dense_steps, True
+        try:
+            yield
+        finally:
+            self._dense_steps = outer
+
+    @torch.no_grad()
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        masked: bool = False,
+        *,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+    ) -> Tensor:
+        """Scale all gradients in place to a norm of at most ``max_norm``; returns the norm found.
+
+        ``masked=False``: the norm of all gradients (clip before masking, as SalUn's diffusion
+        loop); ``masked=True``: of the gradients of selected weights alone.
+        """
+        items = [item for work in self._collect() for item, _ in work]
+        grads = [masked_gradient(item) if masked else item.grad for item in items]
+        norm = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
+        torch.nn.utils.clip_grads_with_norm_([item.param for item in items], max_norm, norm)
+        return norm
+
+    # --- step -------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of the wrapped optimizer on the selected weights; returns the closure's loss.
+
+        Raises TypeError or ValueError naming a parameter whose gradient cannot be used (sparse,
+        complex); nothing has changed then.
+        """
+        self._refuse_while_measuring()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = self._collect()
+        witness = self._witness(work)
+        if self._step_supports_amp_scaling:
+            self._fused_step(work)
+        else:
+            self._general_step(work)
+        if witness is not None:
+            witness.verify()
+            self._checks_left = 0 if witness.expects_change else self._checks_left - 1
+        return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``GradScaler`` leaves unscaling and skipping to ``step``: on the fused path."""
+        return self._optimizer_class in FUSED_CLASSES and all(
+            param.dtype in ops.FLOATS for group in self.param_groups for param in group["params"]
+        )
+
+    def _collect(self) -> list[list[tuple[Item, dict[str, Any]]]]:
+        """Per group the parameters that have a gradient; all are checked before any is stepped."""
+        work: list[list[tuple[Item, dict[str, Any]]]] = []
+        for index, group in enumerate(self.param_groups):
+            items: dict[Tensor, tuple[Item, dict[str, Any]]] = {}
+            for name, param in _named_in(index, group):
+                if param.grad is None or param in items:
+                    continue
+                _check_gradient(name, param.grad)
+                words = self._placed.words(name, param)
+                if self._dense_steps:
+                    words = words[:0]
+                items[param] = (Item(name, param, param.grad, words), group)
+            work.append(list(items.values()))
+        return work
+
+    def _fused_step(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> None:
+        grad_scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        for group, pairs in zip(self.param_groups, work, strict=True):
+            items = [item for item, _ in pairs]
+            if self._freeze == "gradient":
+                items = [
+                    Item(item.name, item.param, masked_gradient(item), item.words[:0])
+                    for item in items
+                ]
+            states = [self.state[item.param] for item in items]
+            fused_step(group, items, states, grad_scale, found_inf)
+
+    def _general_step(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> None:
+        self._share()
+        masked = [pair for pairs in work for pair in pairs if pair[0].words.numel()]
+        general_step(self._wrapped, masked, restore=self._freeze == "exact")
+
+    def _witness(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> MaskWitness | None:
+        """Checksums for the first masked steps; none once the mask was seen to act."""
+        if torch.compiler.is_compiling() or not self._checks_left or self._freeze != "exact":
+            return None
+        found_inf = getattr(self, "found_inf", None)
+        if self._dense_steps or (found_inf is not None and float(found_inf) != 0):
+            return None
+        scale = getattr(self, "grad_scale", None)
+        divisor = 1.0 if scale is None else float(scale)
+        masked = [
+            (item, float(group["lr"]) / divisor)
+            for pairs in work
+            for item, group in pairs
+            if item.words.numel()
+        ]
+        return MaskWitness(masked) if masked else None
+
+    def _refuse_while_measuring(self) -> None:
+        # Distributed checkpointing calls step() with lr 0 to create state: nothing moves then.
+        if self._measuring and any(float(group["lr"]) != 0 for group in self.param_groups):
+            raise RuntimeError(
+                "SalUnOptimizer.step was called inside measure_saliency(): saliency is the "
+                "gradient at the original weights; move the step behind the with block"
+            )
+
+    # --- groups and checkpoints -------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a parameter without an entry in the mask moves as a whole."""
+        self._share()
+        self._wrapped.add_param_group(param_group)
+        try:
+            self._check_group(len(self.param_groups) - 1)
+            self._placed.place(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the mask beside it under "salun_mask" and its fingerprint per group."""
+
+        def add_mask(_: Optimizer, packed: dict[str, Any]) -> None:
+            if self._mask is not None:
+                packed[MASK] = mask_to_state(self._mask)
+                for group in packed["param_groups"]:
+                    group[FINGERPRINT] = self._mask.fingerprint
+
+        handle = self.register_state_dict_post_hook(add_mask, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class, mask included, or of the wrapped torch class.
+
+        A checkpoint without a mask leaves the present one. Raises ValueError, with nothing
+        changed, where shapes or the mask do not fit.
+        """
+        loaded: dict[str, Any] = {}
+
+        def check(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+            named = [list(_named_in(i, group)) for i, group in enumerate(self.param_groups)]
+            keys = STATE_KEYS if self._step_supports_amp_scaling else ()
+            mask, cleaned = checked_state(incoming, named, keys, self._mask)
+            if mask is not None:
+                # Groups that were added without an entry in the mask stay dense.
+                flat = [pair for pairs in named for pair in pairs]
+                covered = names.match([name for name, _ in flat], mask.words)
+                self._check_mask(mask, [pair for pair in flat if pair[0] in covered], strict=True)
+            loaded.update(cleaned, mask=mask)
+            return cleaned
+
+        def adopt(_: Optimizer) -> None:
+            self._adopt(loaded)
+
+        handles = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(adopt, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _adopt(self, loaded: dict[str, Any]) -> None:
+        adopt = adopt_state if self._step_supports_amp_scaling else adopt_counters
+        for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                if key in loaded["state"]:
+                    adopt(self.state[param], loaded["state"][key], param)
+        self._put_in_force(loaded["mask"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_wrapped", "_optimizer_class", "_freeze", "_mask", "_checks_left")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Both for unpickling and, with state and groups alone, for ``load_state_dict``."""
+        if "_wrapped" in state:
+            self._reset_transient()
+        super().__setstate__(state)
+        # The wrapped class fills in what older checkpoints lack.
+        self._wrapped.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._placed = PlacedMask(self._mask)
+        self._placed.place(self._named())
+
+    def _share(self) -> None:
+        self._wrapped.param_groups, self._wrapped.state = self.param_groups, self.state
+
+    # --- names and checks -------------------------------------------------------------------------
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for index, group in enumerate(self.param_groups):
+            yield from _named_in(index, group)
+
+    def _check_group(self, index: int) -> None:
+        group = self.param_groups[index]
+        if group.get("differentiable"):
+            raise ValueError(
+                "differentiable=True is not supported: the masked steps have no backward pass; "
+                "leave the option out"
+            )
+        for name, param in _named_in(index, group):
+            if param.is_complex() or param.layout != torch.strided:
+                kind = param.dtype if param.is_complex() else param.layout
+                raise TypeError(
+                    f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
+                    "or optimise torch.view_as_real(parameter)"
+                )
+
+    def _check_mask(
+        self, mask: SaliencyMask, named: list[tuple[str, Tensor]], strict: bool
+    ) -> None:
+        mask.check(named, strict=strict)
+        trainable = [name for name, param in named if param.requires_grad]
+        entries = names.match(trainable, mask.words).values()
+        if not any(bool(mask.words[entry].any()) for entry in entries):
+            raise ValueError(
+                "the SaliencyMask selects no weight that this optimizer trains: expected a bit "
+                f"set for one of {_some(trainable)}, found ones only elsewhere, if at all. Rebuild "
+                "the mask for these parameters, or pass those it was made for"
+            )
+
+
+def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of one group with the names that masks go by."""
+    given = group.get("param_names")
+    for position, param in enumerate(group["params"]):
+        yield given[position] if given else f"{index}.{position}", param
+
+
+def _check_options(
+    optimizer_class: type[Optimizer], state: str, freeze: str, defaults: dict[str, Any]
+) -> None:
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        raise TypeError(
+            f"optimizer_class must be a torch.optim.Optimizer class, found {optimizer_class!r}; "
+            "pass the class and its options apart: SalUnOptimizer(params, torch.optim.SGD, lr=0.1)"
+        )
+    if issubclass(optimizer_class, SalUnOptimizer):
+        raise ValueError("optimizer_class is a SalUnOptimizer already; pass the class it wraps")
+    for refused, why in _REFUSED.items():
+        if issubclass(optimizer_class, refused):
+            raise ValueError(
+                f"{refused.__name__} cannot run under a saliency mask: {why}; use SGD or Adam"
+            )
+    if state != "dense":
+        raise ValueError(f"state={state!r} does not exist: expected 'dense'")
+    if freeze not in ("exact", "gradient"):
+        raise ValueError(f"freeze must be 'exact' or 'gradient', found {freeze!r}")
+    if defaults.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the masked steps have no backward pass; leave "
+            "the option out"
+        )
+
+
+def _check_gradient(name: str, grad: Tensor) -> None:
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"the gradient of '{name}' is {grad.layout}; expected a dense gradient: build the "
+            "layer with sparse=False, or assign param.grad = param.grad.to_dense()"
+        )
+    if grad.is_complex():
+        raise TypeError(f"the gradient of '{name}' is {grad.dtype}; expected a real gradient")
+
+
+def _some(listed: list[str], count: int = 3) -> str:
+    shown = ", ".join(f"'{name}'" for name in listed[:count])
+    return shown + (f", … ({len(listed)} in all)" if len(listed) > count else "")
