@@ -1,0 +1,84 @@
+"""Proof that the weights outside the mask kept every bit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salun_fast.mask import SaliencyMask
+
+
+@dataclass(frozen=True)
+class FreezeCertificate:
+    """What became of the frozen weights.
+
+    frozen: how many weights the mask freezes; changed: how many of them differ in any bit;
+    digest_before, digest_after: SHA-256 (hex) over name, shape and the frozen weights' bytes of
+    every masked parameter, in the mask's order and row-major.
+    """
+
+    frozen: int
+    changed: int
+    digest_before: str
+    digest_after: str
+
+    @property
+    def holds(self) -> bool:
+        return self.changed == 0 and self.digest_before == self.digest_after
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+    @staticmethod
+    def before(model: nn.Module, mask: SaliencyMask) -> FrozenWeights:
+        """Copies the frozen weights; ``.after(model)`` compares and certifies."""
+        mask.check(dict(model.named_parameters()))
+        return FrozenWeights(mask, _frozen_bytes(model, mask))
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """The frozen weights as they were, as bytes per parameter: uint8 [frozen, itemsize]."""
+
+    mask: SaliencyMask
+    weights: dict[str, Tensor]
+
+    def after(self, model: nn.Module) -> FreezeCertificate:
+        """Compare with a model of the same parameter names, shapes and dtypes."""
+        now = _frozen_bytes(model, self.mask)
+        changed = 0
+        for name, old in self.weights.items():
+            if old.shape != now[name].shape:
+                raise ValueError(
+                    f"parameter {name!r} had {old.shape[1]} bytes per weight before and has "
+                    f"{now[name].shape[1]} now; certify the model in the dtype it started with"
+                )
+            changed += int((old != now[name]).any(dim=1).sum())
+        return FreezeCertificate(
+            frozen=sum(len(old) for old in self.weights.values()),
+            changed=changed,
+            digest_before=_digest(self.weights, self.mask),
+            digest_after=_digest(now, self.mask),
+        )
+
+
+def _frozen_bytes(model: nn.Module, mask: SaliencyMask) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    found = {}
+    for name in mask.names:
+        weight = parameters[name].detach().cpu().contiguous().flatten()
+        kept = weight[~mask[name].cpu().flatten()]
+        found[name] = kept.view(torch.uint8).view(len(kept), weight.element_size())
+    return found
+
+
+def _digest(weights: dict[str, Tensor], mask: SaliencyMask) -> str:
+    digest = hashlib.sha256()
+    for name, kept in weights.items():
+        digest.update(f"{name}{list(mask[name].shape)}".encode())
+        digest.update(kept.numpy().tobytes())
+    return digest.hexdigest()

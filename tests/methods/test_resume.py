@@ -1,0 +1,113 @@
+"""Checkpoints: killed at any moment, a run goes on as if nothing had been."""
+
+import pytest
+import torch
+
+from salun_fast.methods import METHODS, train_classifier, unlearn_classifier
+from tests.methods.tiny import same_weights
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(epoch):
+    def on_epoch(record):
+        if record.epoch == epoch:
+            raise Killed
+
+    return on_epoch
+
+
+CASES = [
+    *((method, {}) for method in METHODS),
+    ("salun_soft", {"preset": "reference"}),
+    ("salun", {"order": "mixed", "augment": "flip_crop"}),
+    ("salun", {"schedule": "cosine", "warmup_epochs": 0.5, "precision": "bf16"}),
+    ("rl", {"schedule": "multistep", "milestones": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("method", "extra"), CASES)
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    method, extra, epoch, model, forget, retain, tmp_path
+):
+    settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "progress": False, "seed": 3} | extra
+    whole = unlearn_classifier(model, forget, retain, method=method, **settings)
+    with pytest.raises(Killed):
+        unlearn_classifier(
+            model,
+            forget,
+            retain,
+            method=method,
+            run_dir=tmp_path,
+            on_epoch=kill_after(epoch),
+            **settings,
+        )
+    torch.manual_seed(99)  # a fresh process has other generators
+    resumed = unlearn_classifier(
+        model, forget, retain, method=method, run_dir=tmp_path, resume=True, **settings
+    )
+    assert same_weights(whole.model, resumed.model)
+    assert [r.loss for r in whole.history] == [r.loss for r in resumed.history]
+    assert [r.ua for r in whole.history] == [r.ua for r in resumed.history]
+    if whole.mask is not None:
+        assert whole.mask.fingerprint == resumed.mask.fingerprint
+        assert resumed.certificate == whole.certificate
+
+
+def test_training_resumes_bit_for_bit(model, retain, tmp_path):
+    settings = {"epochs": 3, "batch_size": 16, "progress": False}
+    whole = train_classifier(model, retain, **settings)
+    with pytest.raises(Killed):
+        train_classifier(model, retain, run_dir=tmp_path, on_epoch=kill_after(2), **settings)
+    resumed = train_classifier(model, retain, run_dir=tmp_path, resume=True, **settings)
+    assert same_weights(whole.model, resumed.model)
+
+
+def test_a_finished_run_resumes_to_its_result(model, forget, retain, quick, tmp_path):
+    whole = unlearn_classifier(model, forget, retain, run_dir=tmp_path, **quick)
+    again = unlearn_classifier(model, forget, retain, run_dir=tmp_path, resume=True, **quick)
+    assert same_weights(whole.model, again.model)
+    assert again.seconds == pytest.approx(whole.seconds)
+
+
+def test_resume_without_a_checkpoint_starts_afresh(model, forget, retain, quick, tmp_path):
+    plain = unlearn_classifier(model, forget, retain, **quick)
+    resumed = unlearn_classifier(model, forget, retain, run_dir=tmp_path, resume=True, **quick)
+    assert same_weights(plain.model, resumed.model)
+    with pytest.raises(ValueError, match="resume=True needs run_dir"):
+        unlearn_classifier(model, forget, retain, resume=True, **quick)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(
+    model, forget, retain, quick, tmp_path
+):
+    unlearn_classifier(model, forget, retain, run_dir=tmp_path, **quick)
+    arguments = {"run_dir": tmp_path, "resume": True}
+    with pytest.raises(ValueError, match=r"another run: lr was 0\.05 and is 0\.07"):
+        unlearn_classifier(model, forget, retain, **arguments, **quick | {"lr": 0.07})
+    with pytest.raises(ValueError, match="another run: forget was"):
+        unlearn_classifier(model, retain, retain, **arguments, **quick)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "foreign"])
+def test_a_damaged_checkpoint_is_one_clear_error(damage, model, forget, retain, quick, tmp_path):
+    unlearn_classifier(model, forget, retain, run_dir=tmp_path, **quick)
+    path = tmp_path / "checkpoints" / "last.pt"
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "altered":
+        path.write_bytes(b"\0" * 200 + content[200:])
+    else:
+        torch.save({"epoch": 3}, path)
+    with pytest.raises(ValueError, match="is damaged or foreign"):
+        unlearn_classifier(model, forget, retain, run_dir=tmp_path, resume=True, **quick)
+
+
+def test_checkpoints_hold_no_pickled_code(model, forget, retain, quick, tmp_path):
+    unlearn_classifier(model, forget, retain, run_dir=tmp_path, **quick)
+    torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
