@@ -12,7 +12,7 @@ static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2;
 
 // A tensor walked in the order its elements lie in memory; it has no gaps.
 struct Dense {
-  void* data;     // [numel]
+  void* data;  // [numel]
   int64_t numel;
   Dtype dtype;
 
@@ -69,14 +69,14 @@ void select_pack(std::span<const Strided> scores, uint32_t threshold, int64_t ti
                  std::span<const Words> masks);  // written
 
 // One SGD step on the weights whose bit is 1.
-void masked_sgd(std::span<const Dense> params,            // written
+void masked_sgd(std::span<const Dense> params,  // written
                 std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers,  // fp32, written; empty without momentum
                 std::span<float* const> steps,            // steps taken before; incremented
                 std::span<const Words> masks, const SgdOptions& options);
 
 // One Adam or AdamW step on the weights whose bit is 1.
-void masked_adam(std::span<const Dense> params,           // written
+void masked_adam(std::span<const Dense> params,  // written
                  std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs,         // fp32, written
                  std::span<const Dense> exp_avg_sqs,      // fp32, written

@@ -1,7 +1,30 @@
-"""salun-fast: weight saliency, exact masks and masked optimizer steps for machine unlearning."""
+"""salun-fast: weight saliency, exact masks and masked optimizer steps for machine unlearning.
+
+The method is SalUn (Fan et al., ICLR 2024, arXiv 2310.12508). Whole methods import lazily, so
+that ``import salun_fast`` costs little on top of torch.
+"""
 
 from __future__ import annotations
 
-from salun_fast import ops
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ops"]
+from salun_fast import ops
+from salun_fast.mask import SaliencyMask
+from salun_fast.optimizer import SalUnOptimizer
+from salun_fast.saliency import Saliency
+
+if TYPE_CHECKING:
+    from salun_fast.methods import unlearn_classifier
+
+__version__ = version("salun-fast")
+__all__ = ["SalUnOptimizer", "Saliency", "SaliencyMask", "ops", "unlearn_classifier"]
+
+_LAZY = {"unlearn_classifier": "salun_fast.methods"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'salun_fast' has no attribute {name!r}")

@@ -117,9 +117,7 @@ def select_histogram(
     return counts
 
 
-def _select_histogram_fake(
-    scores: list[Tensor], prefix: int, level: int, largest: bool
-) -> Tensor:
+def _select_histogram_fake(scores: list[Tensor], prefix: int, level: int, largest: bool) -> Tensor:
     return scores[0].new_empty(reference.HISTOGRAM_BINS, dtype=torch.int64)
 
 
@@ -345,9 +343,7 @@ def _name(index: int, names: Names) -> str:
     return f"'{names[index]}'" if names else f"tensor {index}"
 
 
-def _pairs(
-    left: str, lefts: Sequence[Tensor], right: str, rights: Sequence[Tensor]
-) -> bool:
+def _pairs(left: str, lefts: Sequence[Tensor], right: str, rights: Sequence[Tensor]) -> bool:
     """Check that two lists pair up; False where there is nothing to do."""
     if len(lefts) != len(rights):
         raise ValueError(f"{left} and {right} must pair up, found {len(lefts)} and {len(rights)}")
@@ -460,13 +456,11 @@ def _scalar(value: float | Tensor) -> Tensor:
 
 
 def _empty_words(scores: Sequence[Tensor]) -> list[Tensor]:
-    return [
-        score.new_empty(bits.word_count(score.numel()), dtype=torch.int32) for score in scores
-    ]
+    return [score.new_empty(bits.word_count(score.numel()), dtype=torch.int32) for score in scores]
 
 
 def _written(tensors: Sequence[Tensor]) -> None:
-    """Kernels write behind autograd's back: tell it, or a later backward would be silently wrong."""
+    """Kernels write behind autograd's back: tell it, or a later backward is silently wrong."""
     torch.autograd.graph.increment_version(tensors)
 
 

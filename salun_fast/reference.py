@@ -143,7 +143,7 @@ def masked_adam_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """Adam and AdamW as ``torch.optim.adam._single_tensor_adam``; frozen weights keep their bytes."""
+    """Adam, AdamW as ``torch.optim.adam._single_tensor_adam``; frozen weights keep their bytes."""
     if _skipped(found_inf):
         return
     rate = float(lr)

@@ -19,8 +19,8 @@ void pack_masks(const ScoreSource& source, Threshold threshold, bool largest,
   plan.for_each([&](const Chunk& c) {
     float tile[kChunk];
     const float* values = source.read(c.tensor, c.begin, c.count, tile);
-    ties[c.index] = loops().pack(values, c.count, threshold.key, largest,
-                                 words_at(masks[c.tensor], c.begin));
+    ties[c.index] =
+        loops().pack(values, c.count, threshold.key, largest, words_at(masks[c.tensor], c.begin));
   });
   int64_t wanted = threshold.ties;
   for (int64_t& here : ties) {  // from counts to how many ties each chunk must give back

@@ -21,7 +21,8 @@ void gather(const Strided& tensor, int64_t begin, int64_t count, float* out) {
       offset += rest % tensor.sizes[d] * tensor.strides[d];
     int64_t run = std::min(tensor.sizes[last] - column, count - done);
     const Raw* from = data + offset + column * tensor.strides[last];
-    for (int64_t i = 0; i < run; ++i) out[done + i] = Format::decode(from[i * tensor.strides[last]]);
+    for (int64_t i = 0; i < run; ++i)
+      out[done + i] = Format::decode(from[i * tensor.strides[last]]);
     done += run;
   }
 }

@@ -18,8 +18,8 @@ namespace salun::cpu {
 namespace {
 
 constexpr int64_t kSamples = 131072;
-constexpr double kDeviations = 3.3;            // of the sampled rank, on either side
-constexpr int64_t kWorthSampling = 1 << 21;    // below, three histograms are as fast
+constexpr double kDeviations = 3.3;          // of the sampled rank, on either side
+constexpr int64_t kWorthSampling = 1 << 21;  // below, three histograms are as fast
 
 int64_t total_of(const ChunkPlan& plan) {
   int64_t total = 0;

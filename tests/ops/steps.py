@@ -125,8 +125,12 @@ SGD_CASES = {
 }
 ADAM_CASES = {
     "adam": Adam(),
-    "amsgrad-ascent": Adam(betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, amsgrad=True, maximize=True),
-    "adamw-scaled": Adam(betas=(0.9, 0.99), eps=1e-3, weight_decay=0.1, decoupled=True, scale=1024.0),
+    "amsgrad-ascent": Adam(
+        betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, amsgrad=True, maximize=True
+    ),
+    "adamw-scaled": Adam(
+        betas=(0.9, 0.99), eps=1e-3, weight_decay=0.1, decoupled=True, scale=1024.0
+    ),
     "adamw-amsgrad": Adam(betas=(0.9, 0.95), weight_decay=0.01, decoupled=True, amsgrad=True),
     "far-lerp": Adam(betas=(0.3, 0.9), eps=1e-3, weight_decay=0.1),
 }

@@ -55,7 +55,9 @@ def test_b1_frozen_weights_and_state_keep_every_bit(name, dtype):
     for g in grads:
         case.op(ours, g)
     for i, hidden in enumerate(frozen):
-        for mine, old in zip([ours.params, *ours.states], [before.params, *before.states]):
+        for mine, old in zip(
+            [ours.params, *ours.states], [before.params, *before.states], strict=True
+        ):
             mine_flat, old_flat = bits.in_memory_order(mine[i]), bits.in_memory_order(old[i])
             assert same_bytes(mine_flat[hidden], old_flat[hidden])
     moved = sum(int((a != b).sum()) for a, b in zip(ours.params, before.params, strict=True))
@@ -175,16 +177,16 @@ def _one(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"params": [torch.zeros(40, dtype=torch.float64)]}, TypeError, "params: 'w' is torch.float64"),
+        ({"params": [torch.zeros(40).double()]}, TypeError, "params: 'w' is torch.float64"),
         ({"params": [torch.zeros(80)[::2]]}, ValueError, "params: 'w'.*gaps"),
         ({"grads": [torch.zeros(41)]}, ValueError, r"grads: 'w' has shape \(41,\)"),
-        ({"grads": [torch.zeros(40, dtype=torch.complex64)]}, TypeError, "grads: 'w' is torch.complex64"),
+        ({"grads": [torch.zeros(40).cfloat()]}, TypeError, "grads: 'w' is torch.complex64"),
         ({"grads": [torch.zeros(40).to_sparse()]}, TypeError, "grads: 'w'.*to_dense"),
         ({"grads": []}, ValueError, "params and grads must pair up"),
         ({"momentum_buffers": [torch.zeros(40).bfloat16()]}, TypeError, "momentum_buffers: 'w'"),
         ({"momentum_buffers": []}, ValueError, "momentum_buffers must pair up"),
         ({"steps": [torch.tensor(0)]}, TypeError, "steps: 'w' is torch.int64"),
-        ({"masks": [torch.zeros(1, dtype=torch.int32)]}, ValueError, "masks: 'w' has 1 .*expected 2"),
+        ({"masks": [torch.zeros(1).int()]}, ValueError, "masks: 'w' has 1 .*expected 2"),
         ({"masks": [torch.zeros(2)]}, ValueError, "masks: 'w'"),
     ],
 )  # fmt: skip

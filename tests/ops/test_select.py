@@ -109,6 +109,7 @@ BIG = 2_500_000  # past the size where a sample brackets the threshold
 def _big_lists() -> dict[str, list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(BIG, generator=generator)
+    image = normal.view(250, 100, 10, 10)
     return {
         "normal": [normal],
         "half-zero": [torch.where(normal > 0, normal, torch.zeros(())), torch.zeros(7)],
@@ -116,7 +117,7 @@ def _big_lists() -> dict[str, list[Tensor]]:
         "few-values": [torch.randint(0, 5, (BIG,), generator=generator).float()],
         "sorted": [normal.sort().values],
         "outliers": [torch.cat([torch.full((BIG,), 1e-30), torch.full((3,), 1e30)])],
-        "channels-last": [normal[: 250 * 100 * 10 * 10].view(250, 100, 10, 10).contiguous(memory_format=torch.channels_last)],
+        "channels-last": [image.contiguous(memory_format=torch.channels_last)],
         "bfloat16": [normal.bfloat16()],
     }  # fmt: skip
 
@@ -176,10 +177,14 @@ def test_the_counting_form_equals_one_process(parts, largest):
     scores = awkward_tensors(torch.float16, 11)
     n = sum(score.numel() for score in scores)
     k = n // 3
-    shards = [scores[len(scores) * i // parts : len(scores) * (i + 1) // parts] for i in range(parts)]
+    shards = [
+        scores[len(scores) * i // parts : len(scores) * (i + 1) // parts] for i in range(parts)
+    ]
     prefix, left = 0, k
     for level in range(3):
-        counts = torch.stack([ops.select_histogram(s, prefix, level, largest=largest) for s in shards])
+        counts = torch.stack(
+            [ops.select_histogram(s, prefix, level, largest=largest) for s in shards]
+        )
         total = counts.sum(0)
         assert counts[0].numel() * counts.element_size() <= 65536
         digit = 2047 if level < 2 else 1023

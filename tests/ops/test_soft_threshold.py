@@ -35,9 +35,7 @@ def test_b10_k_0_leaves_every_byte():
 
 @given(
     pairs=st.lists(
-        st.tuples(
-            st.floats(-100, 100, width=32), st.sampled_from([0.0, -0.0, 1.0, 1e-45, -3.5])
-        ),
+        st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, -0.0, 1.0, 1e-45, -3.5])),
         min_size=1,
         max_size=80,
     ),
@@ -74,5 +72,7 @@ def test_nan_and_infinity_are_refused_by_name_and_nothing_changes(bad):
 
 
 def test_an_anchor_of_another_dtype_is_refused():
-    with pytest.raises(TypeError, match="anchors: 'w' is torch.float32, its parameter torch.float16"):
+    with pytest.raises(
+        TypeError, match="anchors: 'w' is torch.float32, its parameter torch.float16"
+    ):
         ops.soft_threshold_([torch.ones(3).half()], [torch.zeros(3)], 1, names=["w"])

@@ -77,7 +77,9 @@ def test_compiled_with_fullgraph_equals_eager(name):
     op = getattr(OPS, name).default
     eager, compiled = _arguments(name), _arguments(name)
     results = op(*eager), torch.compile(lambda *a: op(*a), fullgraph=True)(*compiled)
-    for mine, theirs in zip(_flat([results[0], *eager]), _flat([results[1], *compiled])):
+    for mine, theirs in zip(
+        _flat([results[0], *eager]), _flat([results[1], *compiled]), strict=True
+    ):
         assert same_bytes(mine, theirs)
 
 
@@ -173,8 +175,8 @@ def test_an_instruction_set_that_cannot_run_here_is_refused():
 
 def test_tensors_on_a_device_without_a_kernel_never_reach_the_reference_unannounced():
     done = _run(
-        "import warnings; warnings.simplefilter('error'); import torch; from salun_fast import _load;"
-        "_load.announce_reference('xpu')"
+        "import warnings; warnings.simplefilter('error');"
+        "from salun_fast import _load; _load.announce_reference('xpu')"
     )
     assert "no kernel for 'xpu' is built in" in done.stderr
 

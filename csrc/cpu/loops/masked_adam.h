@@ -40,8 +40,8 @@ void masked_adam(void* param, Dtype param_dtype, const void* grad, Dtype grad_dt
     const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
     void* p_data = advance(param, param_dtype, at);
     float* p = open_param(p_data, param_dtype, count, p_tile);
-    const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count,
-                                   step->maximize, step->grad_scale, g_tile);
+    const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count, step->maximize,
+                                   step->grad_scale, g_tile);
     update(step->coefficients, g, p, m + at, v + at, v_max ? v_max + at : nullptr, tile_words,
            count);
     close_param(p_data, param_dtype, p, tile_words, count);

@@ -37,8 +37,8 @@ void masked_sgd(void* param, Dtype param_dtype, const void* grad, Dtype grad_dty
     const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
     void* p_data = advance(param, param_dtype, at);
     float* p = open_param(p_data, param_dtype, count, p_tile);
-    const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count,
-                                   step->maximize, step->grad_scale, g_tile);
+    const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count, step->maximize,
+                                   step->grad_scale, g_tile);
     update(step->coefficients, g, p, buffer ? buffer + at : nullptr, tile_words, count);
     close_param(p_data, param_dtype, p, tile_words, count);
   }
