@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
-from salun_fast import names, ops
+from salun_fast import bits, names, ops
 from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
@@ -371,6 +371,11 @@ class SalUnOptimizer(Optimizer):
                 raise TypeError(
                     f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
                     "or optimise torch.view_as_real(parameter)"
+                )
+            if not bits.is_dense(param):
+                raise ValueError(
+                    f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
+                    "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
                 )
 
     def _check_mask(

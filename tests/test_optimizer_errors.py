@@ -115,3 +115,23 @@ def test_refused_mask_leaves_the_present_one():
     with pytest.raises(ValueError, match="selects no weight"):
         optimizer.set_mask(SaliencyMask.from_dict({"w": torch.zeros(8, dtype=torch.bool)}))
     assert optimizer.mask is mask
+
+
+def test_parameter_with_gaps_in_memory_is_refused_by_name():
+    weight = nn.Parameter(torch.zeros(4, 6)[:, ::2])
+    with pytest.raises(ValueError, match=r"'w' of shape \(4, 3\) and strides \(6, 2\) has gaps"):
+        SalUnOptimizer([("w", weight)])
+
+
+def test_mask_without_an_entry_for_a_trainable_parameter_needs_strict_false():
+    a, b = _weight(), _weight()
+    chosen = torch.arange(8) < 3
+    mask = SaliencyMask.from_dict({"module.a": chosen})  # prefixes of wrappers are known
+    optimizer = SalUnOptimizer([("a", a), ("b", b)], lr=1.0)
+    with pytest.raises(ValueError, match="'b' is a trainable parameter"):
+        optimizer.set_mask(mask)
+    optimizer.set_mask(mask, strict=False)
+    a.grad, b.grad = -torch.ones(8), -torch.ones(8)
+    optimizer.step()
+    assert torch.equal(a, chosen.float())
+    assert torch.equal(b, torch.ones(8))

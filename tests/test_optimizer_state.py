@@ -241,3 +241,44 @@ def test_new_selection_keeps_the_state_of_what_it_freezes():
     optimizer.step()
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.ones(64))
     assert torch.equal(weight, torch.full((64,), -0.1))
+
+
+def test_group_added_without_an_entry_stays_dense_through_a_checkpoint():
+    def build(mask):
+        torch.manual_seed(0)
+        a, b = nn.Parameter(torch.randn(40)), nn.Parameter(torch.randn(40))
+        optimizer = SalUnOptimizer([("a", a)], torch.optim.AdamW, mask=mask)
+        optimizer.add_param_group({"params": [("b", b)]})
+        return a, b, optimizer
+
+    _, _, first = build(SaliencyMask.from_dict({"a": torch.arange(40) < 5}))
+    a, b, second = build(None)
+    second.load_state_dict(_saved(first.state_dict()))
+    before = a.detach().clone(), b.detach().clone()
+    a.grad, b.grad = torch.ones(40), torch.ones(40)
+    second.step()
+    assert torch.equal(a != before[0], torch.arange(40) < 5)
+    assert bool((b != before[1]).all())
+
+
+def test_distributed_checkpoint_reads_state_without_moving_a_weight():
+    """It creates state by a step with zero gradients and lr 0, here even while measuring."""
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    mask = SaliencyMask.from_dict({n: torch.rand(p.shape) < 0.5 for n, p in
+                                   model.named_parameters()})  # fmt: skip
+    optimizer = SalUnOptimizer(model.named_parameters(), torch.optim.AdamW, lr=0.1, mask=mask)
+    before = clones([param.detach() for param in model.parameters()])
+    with optimizer.measure_saliency():
+        state = get_optimizer_state_dict(model, optimizer)
+    set_optimizer_state_dict(model, optimizer, state)
+    assert all(same_bytes(a.detach(), b) for a, b in zip(model.parameters(), before, strict=True))
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    for param, old, name in zip(model.parameters(), before, mask.names, strict=True):
+        assert torch.equal(param.detach() != old, mask[name])
