@@ -1,0 +1,65 @@
+"""A comparison of all methods on one data set, with its report and its table in Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from salun_fast import config as configs
+from salun_fast import files
+from salun_fast.experiment import EXPERIMENTS, ExperimentSettings, run_experiment
+from salun_fast.experiment.runner import OnRecord
+from salun_fast.report import markdown, read_source
+from salun_fast.workflow import rebuild_report
+
+DEMOS = tuple(EXPERIMENTS)
+TABLE = "table.md"
+
+
+def demo_settings(data: str, overrides: Sequence[str] = ()) -> ExperimentSettings:
+    """The settings of a demo with ``key=value`` changes (``seeds=[0]``, ``train.epochs=3``)."""
+    if data not in EXPERIMENTS:
+        raise ValueError(f"data must be one of {', '.join(DEMOS)} in the demo, found {data!r}")
+    settings = EXPERIMENTS[data]
+    values = configs.override_mapping(_plain(asdict(settings)), overrides)
+    try:
+        return replace(settings, **{name: _frozen(value) for name, value in values.items()})
+    except TypeError as error:
+        raise ValueError(f"these settings do not make a comparison: {error}") from error
+
+
+def run_demo(
+    settings: ExperimentSettings,
+    folder: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    on_record: OnRecord | None = None,
+) -> Path:
+    """Run what is missing of the comparison, then write report.html and table.md; returns the
+    report's path. Killed at any moment, the same call goes on with the jobs not yet done."""
+    path = Path(folder)
+    run_experiment(settings, path, on_record=on_record)
+    table = markdown(read_source([path]), command=command)
+    files.atomic_write(path / TABLE, lambda temporary: _write(temporary, table))
+    return rebuild_report([path], command=command)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for OmegaConf."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists back to tuples, inside mappings too."""
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
