@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,3 +70,19 @@ def masked_gradient(item: Item) -> Tensor:
     if not item.words.numel():
         return item.grad
     return item.grad.masked_fill(~keep(item.words, item.param), 0)
+
+
+def refuse_nonfinite(items: Sequence[Item]) -> None:
+    """Raise ValueError naming the first parameter whose moving weights have no finite gradient.
+
+    A frozen weight's gradient does not matter, so the norms that look suspicious are taken again
+    under the mask.
+    """
+    for item in items:
+        norm = torch.linalg.vector_norm(item.grad, dtype=torch.float32)
+        if not bool(norm.isfinite()) and not bool(masked_gradient(item).isfinite().all()):
+            raise ValueError(
+                f"the gradient of '{item.name}' holds NaN or infinity where weights would move; "
+                "nothing was changed. Lower the learning rate, clip gradients, or look at the "
+                "batch and the loss that made it"
+            )

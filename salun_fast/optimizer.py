@@ -16,7 +16,7 @@ from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
 from salun_fast._optimizer_state import FINGERPRINT, MASK, checked_state, mask_to_state
-from salun_fast._placed_mask import Item, PlacedMask, masked_gradient
+from salun_fast._placed_mask import Item, PlacedMask, masked_gradient, refuse_nonfinite
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
 
@@ -48,6 +48,9 @@ class SalUnOptimizer(Optimizer):
     ``state``: "dense" is what exists.
     ``freeze``: "exact", or "gradient" to mask gradients only, as SalUn's public code did before
     2026-02-28: weight decay and momentum then move "frozen" weights.
+    ``error_if_nonfinite``: refuse a step whose gradient is NaN or infinite for a weight that would
+    move, naming the parameter, with nothing changed; costs one more pass over the gradients, and
+    steps under ``torch.compile`` are not checked. Off, such values spread as in torch.
 
     ``.grad`` is never written by a step. The first step after the mask is set checks that it acts,
     and raises :class:`MaskNotApplied` if not; steps under ``torch.compile`` are not checked.
@@ -61,11 +64,13 @@ class SalUnOptimizer(Optimizer):
         mask: SaliencyMask | None = None,
         state: Literal["dense"] = "dense",
         freeze: Literal["exact", "gradient"] = "exact",
+        error_if_nonfinite: bool = False,
         **defaults: Any,
     ) -> None:
         _check_options(optimizer_class, state, freeze, defaults)
         self._optimizer_class = optimizer_class
         self._freeze = freeze
+        self._error_if_nonfinite = error_if_nonfinite
         self._mask: SaliencyMask | None = None
         self._reset_transient()
         # The wrapped instance validates, supplies defaults and, on the general path, steps. State
@@ -190,6 +195,8 @@ class SalUnOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = self._collect()
+        if self._error_if_nonfinite and not torch.compiler.is_compiling() and not self._skips():
+            refuse_nonfinite([item for pairs in work for item, _ in pairs])
         witness = self._witness(work)
         if self._step_supports_amp_scaling:
             self._fused_step(work)
@@ -245,8 +252,7 @@ class SalUnOptimizer(Optimizer):
         """Checksums for the first masked steps; none once the mask was seen to act."""
         if torch.compiler.is_compiling() or not self._checks_left or self._freeze != "exact":
             return None
-        found_inf = getattr(self, "found_inf", None)
-        if self._dense_steps or (found_inf is not None and float(found_inf) != 0):
+        if self._dense_steps or self._skips():
             return None
         scale = getattr(self, "grad_scale", None)
         divisor = 1.0 if scale is None else float(scale)
@@ -257,6 +263,11 @@ class SalUnOptimizer(Optimizer):
             if item.words.numel()
         ]
         return MaskWitness(masked) if masked else None
+
+    def _skips(self) -> bool:
+        """Whether ``GradScaler`` found an overflow: this step changes nothing."""
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf is not None and float(found_inf) != 0
 
     def _refuse_while_measuring(self) -> None:
         # Distributed checkpointing calls step() with lr 0 to create state: nothing moves then.
@@ -336,7 +347,14 @@ class SalUnOptimizer(Optimizer):
         self._put_in_force(loaded["mask"])
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_wrapped", "_optimizer_class", "_freeze", "_mask", "_checks_left")
+        kept = (
+            "_wrapped",
+            "_optimizer_class",
+            "_freeze",
+            "_error_if_nonfinite",
+            "_mask",
+            "_checks_left",
+        )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

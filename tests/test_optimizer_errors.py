@@ -135,3 +135,25 @@ def test_mask_without_an_entry_for_a_trainable_parameter_needs_strict_false():
     optimizer.step()
     assert torch.equal(a, chosen.float())
     assert torch.equal(b, torch.ones(8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop])
+def test_a_nonfinite_gradient_of_a_moving_weight_is_refused_by_name(kind, bad):
+    params = [("a", torch.nn.Parameter(torch.ones(40))), ("b", torch.nn.Parameter(torch.ones(3)))]
+    params.append(("empty", torch.nn.Parameter(torch.empty(0))))
+    mask = SaliencyMask.from_dict(
+        {"a": torch.arange(40) < 20, "b": torch.zeros(3, dtype=torch.bool)}
+    )
+    optimizer = SalUnOptimizer(params, kind, mask=mask, lr=0.1, error_if_nonfinite=True)
+    for _, param in params:
+        param.grad = torch.ones_like(param)
+        param.grad[-1:] = bad  # frozen: does not matter
+    optimizer.step()
+    before = params[0][1].detach().clone()
+    params[0][1].grad[3] = bad
+    with pytest.raises(ValueError, match="the gradient of 'a' holds NaN or infinity"):
+        optimizer.step()
+    assert torch.equal(params[0][1], before)
+    assert bool((before[:20] != 1).all())
+    assert torch.equal(before[20:], torch.ones(20))
