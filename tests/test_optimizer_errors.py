@@ -142,9 +142,9 @@ def test_mask_without_an_entry_for_a_trainable_parameter_needs_strict_false():
 def test_a_nonfinite_gradient_of_a_moving_weight_is_refused_by_name(kind, bad):
     params = [("a", torch.nn.Parameter(torch.ones(40))), ("b", torch.nn.Parameter(torch.ones(3)))]
     params.append(("empty", torch.nn.Parameter(torch.empty(0))))
-    mask = SaliencyMask.from_dict(
-        {"a": torch.arange(40) < 20, "b": torch.zeros(3, dtype=torch.bool)}
-    )
+    none, no_elements = torch.zeros(3, dtype=torch.bool), torch.empty(0, dtype=torch.bool)
+    chosen = {"a": torch.arange(40) < 20, "b": none, "empty": no_elements}
+    mask = SaliencyMask.from_dict(chosen)
     optimizer = SalUnOptimizer(params, kind, mask=mask, lr=0.1, error_if_nonfinite=True)
     for _, param in params:
         param.grad = torch.ones_like(param)
