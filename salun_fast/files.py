@@ -66,7 +66,7 @@ def save_tensors(
     facts: Mapping[str, Any],
 ) -> None:
     """Write ``tensors`` and ``facts`` (JSON values) as a safetensors file, atomically."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = _unshared(tensors)
     metadata = {key: json.dumps(value) for key, value in facts.items()}
     metadata |= {_FORMAT: kind, _VERSION: str(version)}
     metadata[_DIGEST] = _digest(stored, metadata)
@@ -100,6 +100,20 @@ def bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     data: memoryview = flat.view(torch.uint8).numpy().data
     return data
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, row-major, each in its own storage: safetensors wants no sharing."""
+    stored: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != whole.nbytes:
+            whole = whole.clone()
+        storages.add(whole.untyped_storage().data_ptr())
+        stored[name] = whole
+    return stored
 
 
 def _read(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -367,9 +368,19 @@ def _load_pt(path: PathLike) -> Any:
     with Path(path).open("rb"):  # OSError where it cannot be read at all
         pass
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load meets foreign bytes with a dozen exception types
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        # A .pt file is a zip archive (a plain pickle before 2020); torch ignores its checksums.
+        altered = _altered_member(path) if zipfile.is_zipfile(path) else None
+    except Exception as error:  # foreign bytes raise a dozen types in torch.load and zipfile
         raise _foreign(path, "what torch.load(weights_only=True) refuses") from error
+    if altered is not None:
+        raise _foreign(path, f"an altered one: the checksum of {altered} does not fit")
+    return content
+
+
+def _altered_member(path: PathLike) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _foreign(path: PathLike, found: str) -> FileFormatError:
