@@ -12,18 +12,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BASE_CHANNELS = 64  # of the first stage at width 1
-WIDEST_FACTOR = 4  # width below this is a factor of 64 channels, from here a number of channels
+FULL_WIDTH = 64  # channels of the first stage
+LEAST_CHANNELS = 4  # fewer are taken for a mistyped factor
 
 
-def build(name: str, num_classes: int, *, width: float = 1.0, in_channels: int = 3) -> nn.Module:
+def build(
+    name: str, num_classes: int, *, width: float = FULL_WIDTH, in_channels: int = 3
+) -> nn.Module:
     """A freshly initialised classifier.
 
     name: "resnet18" (3 x 3 CIFAR stem, no pooling after it; 11,173,962 weights for 10 classes),
         "vgg16_bn" (one linear layer as its head), any torchvision classifier by name, or
         "module:function", called with those of num_classes, width, in_channels that it takes.
-    width: of the two built-in models: a factor below 4 (0.125 is 8 channels in the first stage),
-        or the number of channels itself (8).
+    width: of the two built-in models: channels of the first stage, 64 in the papers; a number
+        below 1 is a factor of that (0.125 is 8 channels).
     """
     if num_classes < 1 or in_channels < 1:
         raise ValueError(
@@ -35,17 +37,20 @@ def build(name: str, num_classes: int, *, width: float = 1.0, in_channels: int =
         )
     if name in _BUILT_IN:
         return _BUILT_IN[name](num_classes, _base_channels(width), in_channels)
-    if width != 1.0:
-        raise ValueError(f"width is only known to {', '.join(_BUILT_IN)}, found model {name!r}")
+    if width != FULL_WIDTH:
+        raise ValueError(
+            f"width is only known to {', '.join(_BUILT_IN)}; for model {name!r} leave it at "
+            f"{FULL_WIDTH}, found {width:g}"
+        )
     return _from_torchvision(name, num_classes, in_channels)
 
 
 def _base_channels(width: float) -> int:
-    channels = round(BASE_CHANNELS * width) if width < WIDEST_FACTOR else width
-    if channels < 1 or channels != int(channels):
+    channels = round(FULL_WIDTH * width) if width < 1 else width
+    if channels < LEAST_CHANNELS or channels != int(channels):
         raise ValueError(
-            f"width must be a factor of {BASE_CHANNELS} channels (below {WIDEST_FACTOR}) or a "
-            f"whole number of channels, found {width}"
+            f"width must be the whole number of channels of the first stage, from "
+            f"{LEAST_CHANNELS} on ({FULL_WIDTH} is the papers'), or a factor below 1, found {width}"
         )
     return int(channels)
 

@@ -15,6 +15,11 @@ def test_resnet18_has_the_papers_number_of_weights():
     assert weights(models.build("resnet18", 10)) == 11_173_962
 
 
+def test_full_width_is_the_default():
+    assert weights(models.build("resnet18", 10, width=64)) == 11_173_962
+    assert weights(models.build("vgg16_bn", 10)) == weights(models.build("vgg16_bn", 10, width=64))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn"])
 @pytest.mark.parametrize("size", [8, 28, 32])
 def test_built_in_models_take_small_images_of_any_size(name, size):
@@ -25,8 +30,9 @@ def test_built_in_models_take_small_images_of_any_size(name, size):
 def test_width_is_a_factor_or_a_number_of_channels():
     by_factor, by_count = (models.build("resnet18", 10, width=w) for w in (0.125, 8))
     assert weights(by_factor) == weights(by_count)
-    with pytest.raises(ValueError, match="whole number of channels"):
-        models.build("resnet18", 10, width=8.5)
+    for wrong in (8.5, 2, 1.0, 0, -1):
+        with pytest.raises(ValueError, match="whole number of channels"):
+            models.build("resnet18", 10, width=wrong)
 
 
 def test_torchvision_models_by_name():
