@@ -30,6 +30,7 @@ class Measurement:
         self._clip_norm = clip_norm
         self._buffers = _Buffers(module)
         self._open = False  # a backward has begun and has not ended
+        self._task = -1  # the autograd engine's number of that backward
         self._peaks: list[tuple[str, Tensor]] = []
         self._held: dict[str, Tensor] = {}
 
@@ -72,12 +73,24 @@ class Measurement:
             # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
             engine.queue_callback(self._finish)
+            self._task = torch._C._current_graph_task_id()
         if self._clip_norm is None:
             self._peaks.append((name, peak(grad)))
             self._sums.add({name: grad}, self.weight)
         else:
+            self._check_same_backward()
             held = self._held.get(name)
             self._held[name] = grad if held is None else held + grad
+
+    def _check_same_backward(self) -> None:
+        """A norm over parts of two backward passes would be silently wrong."""
+        if torch._C._current_graph_task_id() != self._task:
+            self._close()
+            raise RuntimeError(
+                "a backward() began before the one before it had ended, so clip_norm has no whole "
+                "gradient to measure; nothing of either was added. If the earlier one failed, "
+                "measure again; if the model uses activation checkpointing, set use_reentrant=False"
+            )
 
     def _finish(self) -> None:
         if not self._open:  # a second device's thread queued the same

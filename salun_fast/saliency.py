@@ -465,10 +465,11 @@ def _batches(loader: Iterable[Any], model: nn.Module, progress: bool) -> Iterato
 
 
 def _with_bar(loader: Iterable[Any]) -> Iterable[Any]:
+    from rich.console import Console
     from rich.progress import track
 
     total = len(loader) if isinstance(loader, Sized) else None
-    return track(loader, description="Saliency", total=total)
+    return track(loader, description="Saliency", total=total, console=Console(stderr=True))
 
 
 def _size(targets: Any, inputs: Any) -> int:
