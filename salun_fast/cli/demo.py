@@ -36,6 +36,8 @@ def demo(
             words = " ".join(
                 str(p) for p in (record["kind"], record["task"], record["method"]) if p
             )
+            if not progress.console.is_terminal:  # a log file gets a line per job
+                progress.console.print(f"{done}/{total} {words}, seed {record['seed']}")
             progress.update(
                 bar, completed=done, total=total, description=f"{words}, seed {record['seed']}"
             )
