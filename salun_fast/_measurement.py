@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from salun_fast._score_sums import ScoreSums, clip_coefficient, first_nonfinite, peak
+from salun_fast._score_sums import ScoreSums, check_kind, clip_coefficient, first_nonfinite, peak
 
 _ADVICE = "find what made it (loss scale, learning rate, a bad sample) and measure again without it"
 
@@ -40,10 +42,7 @@ class Measurement:
         self._buffers.keep()
         for parameter in parameters.values():
             parameter.grad = None
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._hook(name))
-            for name, parameter in parameters.items()
-        ]
+        self._hooks = [_call_after(p, self._hook(name)) for name, p in parameters.items()]
         return self
 
     def __exit__(
@@ -68,11 +67,12 @@ class Measurement:
         return fold
 
     def _take(self, name: str, grad: Tensor) -> None:
+        check_kind(name, grad)
         if not self._open:
             self._open = True
             # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
-            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
-            engine.queue_callback(self._finish)
+            variable: Any = torch.autograd.Variable
+            variable._execution_engine.queue_callback(self._finish)
             self._task = torch._C._current_graph_task_id()
         if self._clip_norm is None:
             self._peaks.append((name, peak(grad)))
@@ -126,6 +126,12 @@ class Measurement:
                 "already added"
             )
         self._close()
+
+
+def _call_after(parameter: Any, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call ``hook(parameter)`` whenever a backward() has completed its ``.grad``."""
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
+    return handle
 
 
 class _Buffers:

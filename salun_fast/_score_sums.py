@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -41,7 +40,7 @@ class ScoreSums:
         Raises TypeError for a sparse or complex gradient, naming it, before anything is added.
         """
         for name, grad in grads.items():
-            _check_kind(name, grad)
+            check_kind(name, grad)
         sums = self.tensors
         if isinstance(weight, Tensor) or weight != 1.0:
             for name, grad in grads.items():  # one at a time: a weighted copy lives briefly
@@ -62,7 +61,8 @@ def peak(grad: Tensor) -> Tensor:
     """max |g|, 0-dim: NaN or infinite exactly where some element is; 0 for an empty tensor."""
     if not grad.numel():
         return grad.new_zeros(())
-    return torch.linalg.vector_norm(grad.detach(), math.inf)
+    low, high = torch.aminmax(grad.detach())  # vectorised, unlike the norm of infinite order
+    return torch.maximum(-low, high)
 
 
 def first_nonfinite(peaks: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -82,7 +82,8 @@ def clip_coefficient(grads: Iterable[Tensor], max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-def _check_kind(name: str, grad: Tensor) -> None:
+def check_kind(name: str, grad: Tensor) -> None:
+    """TypeError, naming the parameter, for a sparse or complex gradient."""
     if grad.layout != torch.strided or grad.is_complex():
         found = grad.dtype if grad.is_complex() else grad.layout
         raise TypeError(
