@@ -23,6 +23,10 @@ from salun_fast.weights import load_weights, save_weights
 RETRAIN_SEED = 1000  # added, so that Retrain starts from other weights than the original did
 
 
+# Per process: what the search compares with, by the retrained model's file.
+_yardsticks: dict[Path, ClassifierMetrics] = {}
+
+
 @dataclass(frozen=True)
 class Job:
     """kind: "train" (the original model of a seed), "run" (a method on a task) or "search"
@@ -151,9 +155,11 @@ def _search(settings: ExperimentSettings, folder: Path, job: Job) -> dict[str, A
     result = _unlearn(settings, folder, job, forget, retain)
     judged = [d.head(settings.search_images, seed=job.seed) for d in (forget, retain, test)]
     metrics = _measure(settings, job, result.model, *judged)
-    yardstick = _measure(
-        settings, job, load_model(settings, folder, "retrain", job.seed, job.task), *judged
-    )
+    path = model_file(folder, "retrain", job.seed, job.task)
+    if path not in _yardsticks:
+        retrained = load_model(settings, folder, "retrain", job.seed, job.task)
+        _yardsticks[path] = _measure(settings, job, retrained, *judged)
+    yardstick = _yardsticks[path]
     return {
         "metrics": metrics.as_dict(),
         "average_gap": average_gap(metrics, yardstick),

@@ -38,6 +38,19 @@ def test_b10_smallest_changes_snap_back_and_the_others_shrink():
     )
 
 
+def test_b10_holds_for_channels_last_weights():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last)
+    before = model.weight.detach().clone()
+    soft = SoftThreshold(model, density=0.5, anchor="original", total_steps=4)
+    move(model)
+    change = model.weight.detach() - before
+    soft.after_step(0)
+    tau = change.abs().flatten().sort().values[53]
+    expected = before + change.sign() * (change.abs() - tau).clamp(min=0)
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
 def test_b10_share_that_snaps_back_falls_linearly_to_zero():
     kept = []
     for step in range(11):
