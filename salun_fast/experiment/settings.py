@@ -110,7 +110,7 @@ EXPERIMENTS: Mapping[str, ExperimentSettings] = {
     "fashion-mnist": ExperimentSettings(
         data="fashion-mnist",
         train={"epochs": 4, "schedule": "cosine", "warmup_epochs": 0.5, "precision": "bf16"},
-        unlearn={"epochs": 2, "precision": "bf16"},
+        unlearn={"epochs": 1, "precision": "bf16"},
         lrs={
             "random": _rates((0.01, 0.03, 0.1), (1e-3, 2e-3, 4e-3), (5e-4, 0.0015, 0.004)),
             "class": _rates((0.01, 0.03, 0.1), (3e-5, 1e-4, 3e-4), (0.004, 0.012, 0.036)),
