@@ -110,14 +110,13 @@ def certificate(found: Mapping[str, Any] | None) -> None:
 
 
 def comparison(source: Source) -> None:
-    """The report's tables and verdict."""
+    """Means per task and the verdict; gaps and spreads of the four metrics are in the report."""
     from salun_fast.evaluation import METRICS
     from salun_fast.report.verdict import verdict
     from salun_fast.report.words import (
         METHOD_NAMES,
         METRIC_NAMES,
         gap_cell,
-        metric_cell,
         task_phrase,
         task_title,
         time_cell,
@@ -130,7 +129,7 @@ def comparison(source: Source) -> None:
         lines = [
             [
                 METHOD_NAMES[row.method],
-                *(" ".join(metric_cell(row, m)).strip() for m in METRICS),
+                *(f"{row.mean[m]:.2f}" for m in METRICS),
                 gap_cell(row),
                 time_cell(row, divisor),
             ]

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from typing import Any
 
 import torch
 
+from salun_fast import machine
 from salun_fast.experiment.jobs import Job, execute, key_of
 from salun_fast.experiment.settings import ExperimentSettings
 
@@ -249,24 +249,9 @@ def _header(settings: ExperimentSettings) -> Record:
         "method": "",
         "overrides": {},
         "settings": asdict(settings),
-        "machine": {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": settings.threads or torch.get_num_threads(),
-        },
+        "machine": machine.facts()
+        | {"threads": settings.threads or torch.get_num_threads(), "workers": settings.workers},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def _check_same(header: Record, settings: ExperimentSettings, folder: Path) -> None:

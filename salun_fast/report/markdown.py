@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from salun_fast.evaluation.gap import METRICS
 from salun_fast.experiment import Row
+from salun_fast.report.search import edge_notes
 from salun_fast.report.source import Source
 from salun_fast.report.verdict import remarks, verdict
 from salun_fast.report.words import (
@@ -27,6 +28,9 @@ def markdown(source: Source, *, command: str | None = None) -> str:
     parts += ["\n".join(f"- {line}" for line in remarks(rows, phrases))]
     for task, found in rows.items():
         parts += [f"## {task_title(task, source.settings)}", table(found)]
+    edges = edge_notes(source, phrases)
+    if edges:
+        parts.append("At the edge of what was searched: " + "; ".join(edges) + ".")
     parts += [READING, _facts(source, command)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -16,6 +16,7 @@ from salun_fast.experiment import Row
 from salun_fast.records import EXAMPLES
 from salun_fast.report.pictures import data_uri
 from salun_fast.report.plot import gap_plot
+from salun_fast.report.search import edge_notes
 from salun_fast.report.source import Record, Source
 from salun_fast.report.verdict import remarks, verdict
 from salun_fast.report.words import (
@@ -112,6 +113,7 @@ def render(source: Source, *, data: ImageData | None = None, command: str | None
         certificates=_certificates(source, titles),
         history=_history(source),
         searched=_searched(source, titles),
+        edges=edge_notes(source, phrases),
         tuning_seed=source.settings.get("tuning_seed"),
         configuration=configs.to_yaml(source.settings),
         machine=source.machine,

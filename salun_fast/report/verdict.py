@@ -49,11 +49,7 @@ def _ties(methods: Mapping[str, Row]) -> str:
     best, *others = _ranked(methods)
     if len(best.seeds) < 2:
         return ""
-    tied = [
-        METHOD_NAMES[row.method]
-        for row in others
-        if row.average_gap - best.average_gap <= row.average_gap_std + best.average_gap_std
-    ]
+    tied = [METHOD_NAMES[row.method] for row in others if not _closer(best, row)]
     return f", which the spread over seeds does not separate from {', '.join(tied)}" if tied else ""
 
 
@@ -65,10 +61,28 @@ def _against_control(
     for task in tasks:
         salun, control = compared[task]["salun"], compared[task]["random_mask"]
         clauses.setdefault(outcome(salun, control), []).append(
-            f"when {phrases[task]} (Avg. Gap {gap_cell(salun)} against {gap_cell(control)})"
+            f"when {phrases[task]} (Avg. Gap {gap_cell(salun)} against {gap_cell(control)}"
+            f"{_unmasked(salun, control, compared[task].get('rl'))})"
         )
     sentence = "; ".join(f"{words} {' and '.join(cases)}" for words, cases in clauses.items())
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _unmasked(salun: Row, control: Row, rl: Row | None) -> str:
+    """Where SalUn beats its control: whether any mask was needed for that."""
+    if rl is None or not rl.gaps or not _closer(salun, control) or _closer(salun, rl):
+        return ""
+    return f", but random labels without any mask get {gap_cell(rl)}"
+
+
+def _closer(row: Row, other: Row) -> bool:
+    """Whether ``row`` is closer to Retrain by more than both spreads, over at least two seeds."""
+    seeds = min(len(row.seeds), len(other.seeds))
+    return seeds > 1 and other.average_gap - row.average_gap > _spreads(row, other)
+
+
+def _spreads(row: Row, other: Row) -> float:
+    return row.average_gap_std + other.average_gap_std
 
 
 def outcome(salun: Row, control: Row) -> str:
@@ -76,10 +90,9 @@ def outcome(salun: Row, control: Row) -> str:
     rival = _control_name(salun, control)
     if min(len(salun.seeds), len(control.seeds)) < 2:
         return f"one seed cannot tell SalUn from {rival}"
-    distance = control.average_gap - salun.average_gap
-    if abs(distance) <= salun.average_gap_std + control.average_gap_std:
+    if not _closer(salun, control) and not _closer(control, salun):
         return f"SalUn and {rival} do not differ beyond the spread over seeds"
-    if distance > 0:
+    if _closer(salun, control):
         return f"SalUn came closer to Retrain than {rival}"
     return f"SalUn stayed farther from Retrain than {rival}"
 

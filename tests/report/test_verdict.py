@@ -36,6 +36,15 @@ def test_verdict_credits_saliency_only_when_the_intervals_are_apart():
     assert "do not differ beyond the spread over seeds" in _verdict(RETRAIN + near + noisy)
 
 
+def test_verdict_admits_that_no_mask_does_as_well():
+    near = [(5.0, 100.0, 94.0, 11.0)] * 2
+    far = [(9.0, 99.0, 93.0, 20.0)] * 2
+    records = RETRAIN + seeds("salun", *near) + seeds("random_mask", *far) + seeds("rl", *near)
+    assert "but random labels without any mask get 0.25 ± 0.00)" in _verdict(records)
+    records = RETRAIN + seeds("salun", *near) + seeds("random_mask", *far) + seeds("rl", *far)
+    assert "without any mask" not in _verdict(records)
+
+
 def test_one_seed_settles_nothing():
     records = [
         run("retrain", 0, (5.0, 100.0, 94.0, 12.0)),
