@@ -117,7 +117,15 @@ def read_run(path: Path) -> RunConfig:
     return load(file=path)
 
 
-def _read(file: Path) -> Any:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file of key: value lines as plain values."""
+    omegaconf = need("omegaconf", "reading the configuration")
+    plain: dict[str, Any] = omegaconf.OmegaConf.to_container(_read(file, facts=True))
+    return plain
+
+
+def _read(file: Path, *, facts: bool = False) -> Any:
+    """facts: keep what config.yaml holds beside the configuration."""
     omegaconf = need("omegaconf", "reading the configuration")
     if not file.is_file():
         raise FileNotFoundError(f"configuration file {file} does not exist")
@@ -127,7 +135,7 @@ def _read(file: Path) -> Any:
         raise ValueError(f"configuration file {file} is not valid YAML: {error}") from error
     if not omegaconf.OmegaConf.is_dict(values):
         raise ValueError(f"configuration file {file} must hold key: value lines")
-    for key in EXTRA_KEYS:
+    for key in () if facts else EXTRA_KEYS:
         values.pop(key, None)
     return values
 

@@ -153,7 +153,6 @@ def rebuild_report(
     out: Path | None = None,
     *,
     data: ImageData | None = None,
-    command: str | None = None,
 ) -> Path:
     """report.html of a comparison or of run folders; in the first folder unless ``out`` is given.
 
@@ -162,7 +161,7 @@ def rebuild_report(
     """
     source = read_source(folders)
     path = out if out is not None else Path(folders[0]) / "report.html"
-    write_report(source, path, data=data or _pictures(source.settings), command=command)
+    write_report(source, path, data=data or _pictures(source.settings))
     return path
 
 

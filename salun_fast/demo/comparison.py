@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salun_fast import config as configs
-from salun_fast import files
+from salun_fast import files, machine
 from salun_fast.experiment import EXPERIMENTS, ExperimentSettings, run_experiment
 from salun_fast.experiment.runner import OnRecord
 from salun_fast.report import markdown, read_source
@@ -41,10 +41,22 @@ def run_demo(
     """Run what is missing of the comparison, then write report.html and table.md; returns the
     report's path. Killed at any moment, the same call goes on with the jobs not yet done."""
     path = Path(folder)
+    _keep_configuration(settings, path, command)
     run_experiment(settings, path, on_record=on_record)
-    table = markdown(read_source([path]), command=command)
+    table = markdown(read_source([path]))
     files.atomic_write(path / TABLE, lambda temporary: _write(temporary, table))
-    return rebuild_report([path], command=command)
+    return rebuild_report([path])
+
+
+def _keep_configuration(settings: ExperimentSettings, folder: Path, command: str | None) -> None:
+    """config.yaml, written once: a comparison that goes on keeps its settings."""
+    file = folder / configs.FILE
+    if file.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"command": command, **_plain(asdict(settings)), "versions": machine.versions()}
+    text = configs.to_yaml(content)
+    files.atomic_write(file, lambda temporary: _write(temporary, text))
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from salun_fast.report.words import (
 )
 
 
-def markdown(source: Source, *, command: str | None = None) -> str:
+def markdown(source: Source) -> str:
     """Verdict, one table per task, settings chosen, command, seeds and machine."""
     rows = {task: source.rows(task) for task in source.tasks}
     phrases = {task: task_phrase(task, source.settings) for task in rows}
@@ -31,7 +31,7 @@ def markdown(source: Source, *, command: str | None = None) -> str:
     edges = edge_notes(source, phrases)
     if edges:
         parts.append("At the edge of what was searched: " + "; ".join(edges) + ".")
-    parts += [READING, _facts(source, command)]
+    parts += [READING, _facts(source)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -61,9 +61,9 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _facts(source: Source, command: str | None) -> str:
+def _facts(source: Source) -> str:
     seeds = sorted({int(r["seed"]) for r in source.runs})
-    lines = [f"- command: `{command}`"] if command else []
+    lines = [f"- command: `{source.command}`"] if source.command else []
     lines.append(f"- seeds: {', '.join(map(str, seeds))}")
     if source.settings.get("tuning_seed") is not None and source.of("search"):
         lines.append(

@@ -81,14 +81,13 @@ def write_report(
     path: str | os.PathLike[str],
     *,
     data: ImageData | None = None,
-    command: str | None = None,
 ) -> None:
     """Write ``path`` in one step. data: for the pictures and class names of forget images."""
-    html = render(source, data=data, command=command)
+    html = render(source, data=data)
     files.atomic_write(Path(path), lambda temporary: _write(temporary, html))
 
 
-def render(source: Source, *, data: ImageData | None = None, command: str | None = None) -> str:
+def render(source: Source, *, data: ImageData | None = None) -> str:
     """The page as a string."""
     jinja2 = need("jinja2", "the report")
     classes = data.classes if data is not None else ()
@@ -117,7 +116,7 @@ def render(source: Source, *, data: ImageData | None = None, command: str | None
         tuning_seed=source.settings.get("tuning_seed"),
         configuration=configs.to_yaml(source.settings),
         machine=source.machine,
-        command=command,
+        command=source.command,
         several_seeds=any(len(row.seeds) > 1 for found in rows.values() for row in found),
     )
     return html

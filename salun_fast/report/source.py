@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from salun_fast import config as configs
 from salun_fast.evaluation.gap import METRICS
 from salun_fast.experiment import Row, read_records, summarise
 from salun_fast.experiment.settings import COMPARED
@@ -22,14 +23,14 @@ Record = dict[str, Any]
 class Source:
     """records: as in the experiment's results file, its settings line left out. settings: of the
     comparison, or the configuration of the first run. machine: facts of where it ran. history:
-    epochs of a single run. comparison: whether this is a whole comparison."""
+    epochs of a single run. command: the command line of a comparison, where it is known."""
 
     name: str
     records: list[Record]
     settings: Record
     machine: Record
-    comparison: bool
     history: list[Record] = field(default_factory=list)
+    command: str | None = None
 
     @property
     def runs(self) -> list[Record]:
@@ -78,7 +79,9 @@ def read_source(folders: Sequence[str | os.PathLike[str]]) -> Source:
 
 def _comparison(folder: Path, records: list[Record]) -> Source:
     header, *rest = records
-    return Source(folder.name, rest, header["settings"], header["machine"], comparison=True)
+    config = folder / configs.FILE
+    command = configs.read_yaml(config).get("command") if config.is_file() else None
+    return Source(folder.name, rest, header["settings"], header["machine"], command=command)
 
 
 def _single_runs(folders: Sequence[RunFolder]) -> Source:
@@ -96,7 +99,6 @@ def _single_runs(folders: Sequence[RunFolder]) -> Source:
         list(records.values()),
         settings,
         machine,
-        comparison=False,
         history=epochs if len(folders) == 1 else [],
     )
 

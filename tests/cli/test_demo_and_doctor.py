@@ -24,6 +24,7 @@ def test_demo_compares_reports_and_goes_on_where_it_was(tmp_path):
     (folder / "results.jsonl").write_text("".join(lines[:-1]))
     fine("demo", *REDUCED, "--out", folder)
     assert len(read_records(folder)) == len(lines)
+    assert "tuning_seed: 100" in (folder / "config.yaml").read_text()
 
 
 def test_demo_runs_without_a_config_library_only_to_say_so(monkeypatch, tmp_path):

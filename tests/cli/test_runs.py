@@ -57,18 +57,25 @@ def test_frozen_weights_of_the_saved_model_equal_the_originals(original, unlearn
         assert torch.equal(before[name][frozen], after[name][frozen])
 
 
-def test_resumed_run_equals_an_uninterrupted_one(original, unlearned, tmp_path):
+def test_run_stopped_after_an_epoch_resumes_to_the_same_bits(
+    original, unlearned, tmp_path, monkeypatch
+):
     folder = tmp_path / "run"
-    halted = call(
-        "unlearn", "--from", original, "unlearn.epochs=2", "forget_class=3", "--out", folder,
-        "max_members=0",
-    )  # fmt: skip
-    assert halted.exit_code == 2  # stopped by the evaluation, after the last checkpoint
-    assert not (folder / "report.html").exists()
-    fine("unlearn", "--resume", "--out", folder, "max_members=2000")
+
+    def interrupted(self: RunFolder, record: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["--from", original, "unlearn.epochs=2", "forget_class=3", "--out", folder]
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", interrupted)
+        stopped = call("unlearn", *arguments)
+    assert stopped.exit_code == 130
+    assert "--resume" in stopped.output
+    assert not (folder / "model.safetensors").exists()
+    fine("unlearn", "--resume", "--out", folder)
     ours, theirs = (load_file(f / "model.safetensors") for f in (folder, unlearned))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert len(RunFolder(folder).metrics()) == 4
+    assert [line["kind"] for line in RunFolder(folder).metrics()] == ["epoch"] * 2 + ["run"] * 2
 
 
 def test_resuming_with_other_settings_is_refused(unlearned, tmp_path):

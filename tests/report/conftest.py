@@ -48,7 +48,7 @@ def run(method: str, seed: int, numbers: Numbers, task: str = "random") -> dict[
 
 
 def source(records: list[dict[str, Any]], **settings: Any) -> Source:
-    return Source("run", records, SETTINGS | settings, MACHINE, comparison=True)
+    return Source("run", records, SETTINGS | settings, MACHINE, command="salun-fast demo")
 
 
 def seeds(method: str, *numbers: Numbers, task: str = "random") -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def test_report_is_one_file_that_needs_no_other(compared, data, tmp_path):
 
 
 def test_report_holds_every_part(compared, data):
-    html = render(compared, data=data, command="salun-fast demo")
+    html = render(compared, data=data)
     for part in (
         "SalUn stayed farther", "9.50 ± 0.71", "(4.00)", "3.50 ± 0.00", "12.50 ± 0.00",
         "<svg", "data:image/png;base64,", "5 of 10 weights may move", "25.0", "a" * 12, "holds",
@@ -84,7 +84,7 @@ def test_runs_of_the_tuning_seed_stay_out_of_the_tables(compared):
 
 
 def test_markdown_table_has_the_reports_numbers(compared):
-    text = markdown(compared, command="salun-fast demo")
+    text = markdown(compared)
     assert "| SalUn | 9.50 ± 0.71 (4.00) | 99.00 ± 0.00 (1.00) |" in text
     assert "- command: `salun-fast demo`" in text
     assert "- seeds: 0, 1" in text
