@@ -23,7 +23,7 @@ class PlainErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("stopped; what was finished is kept, and --resume goes on from there")
+            _say("stopped; run it again (train and unlearn: with --resume) to go on where it was")
             raise typer.Exit(INTERRUPTED) from None
         except (ValueError, TypeError, OSError, ImportError) as error:
             if ctx.params.get("debug"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """Made anew at each call, so that it follows a redirected standard output."""
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)  # a path may hold brackets
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
