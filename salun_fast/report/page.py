@@ -107,6 +107,7 @@ def render(source: Source, *, data: ImageData | None = None) -> str:
         metric_names=[METRIC_NAMES[m] for m in METRICS],
         plot=gap_plot({titles[task]: found for task, found in rows.items()}),
         kept_images=EXAMPLES,
+        has_retrain=any(r["method"] == "retrain" for r in source.runs),
         galleries=[_gallery(source, task, titles[task], data) for task in rows],
         charts=_charts(source, titles),
         certificates=_certificates(source, titles),
