@@ -72,8 +72,13 @@ def masked_gradient(item: Item) -> Tensor:
     return item.grad.masked_fill(~keep(item.words, item.param), 0)
 
 
+class NonfiniteGradientError(ValueError):
+    """A weight that would move has a gradient that is NaN or infinite; nothing was changed."""
+
+
 def refuse_nonfinite(items: Sequence[Item]) -> None:
-    """Raise ValueError naming the first parameter whose moving weights have no finite gradient.
+    """Raise :class:`NonfiniteGradientError` naming the first parameter of which a moving weight
+    has no finite gradient.
 
     A frozen weight's gradient does not matter, so the norms that look suspicious are taken again
     under the mask.
@@ -81,7 +86,7 @@ def refuse_nonfinite(items: Sequence[Item]) -> None:
     for item in items:
         norm = torch.linalg.vector_norm(item.grad, dtype=torch.float32)
         if not bool(norm.isfinite()) and not bool(masked_gradient(item).isfinite().all()):
-            raise ValueError(
+            raise NonfiniteGradientError(
                 f"the gradient of '{item.name}' holds NaN or infinity where weights would move; "
                 "nothing was changed. Lower the learning rate, clip gradients, or look at the "
                 "batch and the loss that made it"

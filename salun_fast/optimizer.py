@@ -16,11 +16,17 @@ from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
 from salun_fast._optimizer_state import FINGERPRINT, MASK, checked_state, mask_to_state
-from salun_fast._placed_mask import Item, PlacedMask, masked_gradient, refuse_nonfinite
+from salun_fast._placed_mask import (
+    Item,
+    NonfiniteGradientError,
+    PlacedMask,
+    masked_gradient,
+    refuse_nonfinite,
+)
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
 
-__all__ = ["MaskNotApplied", "SalUnOptimizer"]
+__all__ = ["MaskNotApplied", "NonfiniteGradientError", "SalUnOptimizer"]
 
 _REFUSED = {
     LBFGS: "its line search moves all weights along one direction",

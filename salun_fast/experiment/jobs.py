@@ -17,9 +17,11 @@ from salun_fast.evaluation import ClassifierMetrics, average_gap, evaluate_class
 from salun_fast.experiment.settings import ExperimentSettings
 from salun_fast.methods import UnlearnResult, train_classifier, unlearn_classifier
 from salun_fast.methods.loop import repeatable
+from salun_fast.optimizer import NonfiniteGradientError
 from salun_fast.records import costs, examples, proof
 from salun_fast.weights import load_weights, save_weights
 
+WORST_GAP = 100.0  # percent: of settings with which training diverges
 RETRAIN_SEED = 1000  # added, so that Retrain starts from other weights than the original did
 
 
@@ -152,7 +154,10 @@ def _run(settings: ExperimentSettings, folder: Path, job: Job) -> dict[str, Any]
 
 def _search(settings: ExperimentSettings, folder: Path, job: Job) -> dict[str, Any]:
     forget, retain, test, _ = task_data(settings, job.task, job.seed)
-    result = _unlearn(settings, folder, job, forget, retain)
+    try:
+        result = _unlearn(settings, folder, job, forget, retain)
+    except NonfiniteGradientError as error:
+        return {"metrics": None, "average_gap": WORST_GAP, "diverged": str(error)}
     judged = [d.head(settings.search_images, seed=job.seed) for d in (forget, retain, test)]
     metrics = _measure(settings, job, result.model, *judged)
     path = model_file(folder, "retrain", job.seed, job.task)

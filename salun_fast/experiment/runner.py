@@ -9,7 +9,8 @@
   "history", "mask", "certificate", "examples", "peak_memory_mb"}`` per task, seed and method
   ("original" has metrics and examples only);
 * ``{"kind": "search", "task", "seed", "method", "overrides", "metrics", "average_gap",
-  "seconds"}`` per candidate tried;
+  "seconds"}`` per candidate tried; one that diverges has metrics null, an average_gap of 100 and
+  "diverged", the error, in place of seconds;
 * ``{"kind": "choice", "task", "seed", "method", "overrides", "average_gap"}`` per method: what
   the search chose.
 

@@ -95,13 +95,15 @@ def working_copy(model: nn.Module, settings: TrainSettings) -> nn.Module:
 
 
 def sgd(model: nn.Module, settings: TrainSettings) -> SalUnOptimizer:
-    """SGD over the trainable parameters; without a mask exactly torch's."""
+    """SGD over the trainable parameters; without a mask exactly torch's, but that a NaN or
+    infinite gradient stops the run before it reaches the weights."""
     return SalUnOptimizer(
         [(name, p) for name, p in model.named_parameters() if p.requires_grad],
         torch.optim.SGD,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        error_if_nonfinite=True,
     )
 
 

@@ -26,7 +26,8 @@ TINY = ExperimentSettings(
     train={"epochs": 2, "batch_size": 256, "readout_images": 50},
     unlearn={"epochs": 1, "batch_size": 256, "readout_images": 50},
     lrs=dict.fromkeys(
-        ("random", "class"), dict.fromkeys(COMPARED[2:], (0.01,)) | {"salun": (0.01, 0.05)}
+        ("random", "class"),
+        dict.fromkeys(COMPARED[2:], (0.01,)) | {"salun": (0.01, 0.05), "rl": (0.01, 1e25)},
     ),
     densities=(0.3, 0.5),
     search_images=100,
@@ -74,6 +75,15 @@ def test_search_uses_its_own_seed_and_the_smallest_gap_wins(finished):
                 if (c["task"], c["method"]) == (run["task"], run["method"])
             ]
             assert run["overrides"] == chosen[0]
+
+
+def test_a_candidate_that_diverges_loses_and_says_why(finished):
+    _, records, _ = finished
+    lost = [r for r in kinds(records, "search") if r["overrides"].get("lr") == 1e25]
+    assert {r["average_gap"] for r in lost} == {100.0}
+    assert all("holds NaN or infinity" in r["diverged"] for r in lost)
+    chosen = [r for r in kinds(records, "choice") if r["method"] == "rl"]
+    assert {r["overrides"]["lr"] for r in chosen} == {0.01}
 
 
 def test_the_random_mask_has_saluns_density(finished):
