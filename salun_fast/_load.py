@@ -46,11 +46,11 @@ def status() -> LoadStatus:
         facts = importlib.import_module("salun_fast._build")
     except ImportError as error:
         return LoadStatus(native=False, reason=f"the compiled module is missing ({error})")
-    library = Path(facts.__file__).with_name(_LIBRARY)
+    library = Path(str(facts.__file__)).with_name(_LIBRARY)
     isas = list(facts.available_isas())
     _check_requested_isa(isas)
     try:
-        torch.ops.load_library(library)
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except OSError as error:
         return LoadStatus(False, str(error), str(library), None, isas, facts.build_facts())
     return LoadStatus(True, "", str(library), facts.active_isa(), isas, facts.build_facts())
