@@ -1,0 +1,108 @@
+"""Measures cases side by side and says plainly what was reached."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.case import Call, Case, Size
+
+ADD_BYTES = 12.0  # a.add_(b) reads both and writes one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to do a case: median milliseconds, and what follows from them."""
+
+    case: str
+    way: str
+    milliseconds: float
+    ratio: float  # how many times faster ours is; 1 for ours
+    share: float | None = None  # of the bandwidth of a.add_(b)
+    target: str = ""
+    work: str = ""
+
+
+class Ceiling:
+    """``a.add_(b)`` on as many weights as the cases have, timed between their rounds."""
+
+    def __init__(self, size: Size) -> None:
+        self._left, self._right = torch.full((size.numel,), 0.0), torch.full((size.numel,), 1e-9)
+        self.size = size
+
+    def call(self) -> None:
+        self._left.add_(self._right)
+
+
+def measure(case: Case, ceiling: Ceiling, rounds: int, skip_slow: bool) -> list[Row]:
+    """Time ours, every peer and the ceiling in turn, round by round, after a warm-up."""
+    peers = [peer for peer in case.peers if not (peer.slow and skip_slow)]
+    quick = [peer for peer in peers if not peer.slow]
+    calls = [ceiling.call, case.ours]
+    times = _interleaved(calls, rounds)
+    add, ours = (statistics.median(t) for t in times)
+    rows = [_ours_row(case, ceiling.size, ours, add)]
+    for peer in quick:  # beside ours: a machine drifts
+        mine, theirs = _interleaved([case.ours, peer.call], rounds)
+        ratio = statistics.median(theirs) / statistics.median(mine)
+        rows.append(_row(case, peer, statistics.median(theirs), ratio))
+    for peer in peers:
+        if peer.slow:
+            seconds = timed(peer.call)
+            rows.append(_row(case, peer, seconds, seconds / ours))
+    return rows
+
+
+def _ours_row(case: Case, size: Size, seconds: float, add: float) -> Row:
+    share, target = None, ""
+    if case.bytes is not None:
+        share = (case.bytes / seconds) / (ADD_BYTES / add)
+    if case.ceiling is not None and share is not None:
+        target = f">= {case.ceiling:.0%} of ceiling: {_word(share >= case.ceiling)}"
+    return Row(case.name, "salun-fast", seconds * 1e3, 1.0, share, target, case.work)
+
+
+def _row(case: Case, peer, seconds: float, ratio: float) -> Row:
+    target = f">= {peer.target:g}x: {_word(ratio >= peer.target)}" if peer.target else ""
+    return Row(case.name, peer.name, seconds * 1e3, ratio, None, target, peer.work)
+
+
+def _word(reached: bool) -> str:
+    return "reached" if reached else "MISSED"
+
+
+def _interleaved(calls: Sequence[Call], rounds: int) -> list[list[float]]:
+    for call in calls:
+        call()
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, kept in zip(calls, times, strict=True):
+            kept.append(timed(call))
+    return times
+
+
+def timed(call: Call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as it stands in the README."""
+    lines = [
+        "| op | way | ms | salun-fast is faster by | share of ceiling | target | work |",
+        "|---|---|---:|---:|---:|---|---|",
+    ]
+    for row in rows:
+        own = row.way == "salun-fast"
+        lines.append(
+            f"| {row.case if own else ''} | {'**salun-fast**' if own else row.way} "
+            f"| {row.milliseconds:,.1f} | {'' if own else f'{row.ratio:.2f}x'} "
+            f"| {'' if row.share is None else f'{row.share:.0%}'} | {row.target} | {row.work} |"
+        )
+    return "\n".join(lines)
