@@ -15,8 +15,11 @@ namespace {
 uint32_t bits_above(const int32_t* keys, int32_t bound) {
 #if defined(__AVX512F__)
   __m512i limit = _mm512_set1_epi32(bound);
-  uint32_t lower = _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(keys), limit);
-  uint32_t upper = _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(keys + 16), limit);
+  // Both loads first: a call between the comparisons (a sanitizer's) would spill the first mask,
+  // and GCC 12 reloads 32 bits of the 16 it stored.
+  __m512i front = _mm512_loadu_si512(keys), back = _mm512_loadu_si512(keys + 16);
+  uint32_t lower = _mm512_cmpgt_epi32_mask(front, limit);
+  uint32_t upper = _mm512_cmpgt_epi32_mask(back, limit);
   return lower | upper << 16;
 #elif defined(__AVX2__)
   __m256i limit = _mm256_set1_epi32(bound);
