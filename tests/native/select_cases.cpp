@@ -1,0 +1,161 @@
+// select by histograms, by counting and by sampling, on scores of any strides.
+#include <functional>
+#include <stdexcept>
+
+#include "cases.h"
+#include "cpu/parallel.h"
+#include "rules/ordered_key.h"
+#include "scores.h"
+
+namespace {
+
+using namespace salun;
+
+// 0-dim, transposed, gaps, an expanded row, and a permutation that crosses a chunk.
+Scores strided_scores(Dtype dtype) {
+  Scores scores;
+  auto add = [&](int64_t elements, std::vector<int64_t> shape, std::vector<int64_t> steps,
+                 bool plain) {
+    scores.add(std::move(random_list({elements}, dtype, 3 + uint32_t(elements))[0]), shape, steps,
+               plain);
+  };
+  add(1, {}, {}, true);
+  add(0, {3, 0, 2}, {2, 2, 1}, true);
+  add(7 * 33, {7, 33}, {1, 7}, false);
+  add(66 * 5 - 1, {5, 3, 11}, {66, 22, 2}, false);
+  add(600, {4, 600}, {0, 1}, false);
+  add(41 * 3 * 200, {41, 3, 200}, {1, 41 * 200, 41}, false);
+  return scores;
+}
+
+Masks masks_of(const scalar::Selection& selection, const std::vector<int64_t>& numels) {
+  Masks masks(numels, 0);
+  size_t flat = 0;
+  for (size_t t = 0; t < numels.size(); ++t)
+    for (int64_t i = 0; i < numels[t]; ++i)
+      if (selection.chosen[flat++]) masks.set(t, i);
+  return masks;
+}
+
+void check_select(const Scores& scores, int64_t k, bool largest, bool allow_nonfinite,
+                  const std::string& what) {
+  auto wanted = scalar::select(scores.values(), k, largest);
+  Masks masks(scores.numels);
+  float threshold = cpu::select(scores.spans(), k, largest, allow_nonfinite, masks.words());
+  std::string where = what + ", k " + std::to_string(k) + (largest ? " largest" : " smallest");
+  expect_same(masks, masks_of(wanted, scores.numels), where);
+  expect(same(threshold, wanted.threshold), where + ": threshold");
+}
+
+// The counting form as several processes would use it: three histograms, then pack.
+void check_counting(const Scores& scores, int64_t k, bool largest, const std::string& what) {
+  auto wanted = scalar::select(scores.values(), k, largest);
+  std::vector<int64_t> counts(kHistogramBins);
+  uint32_t prefix = 0;
+  int64_t ties = k;
+  for (int level = 0; level < 3; ++level) {
+    cpu::select_histogram(scores.spans(), prefix, level, largest, counts);
+    uint32_t digit = kHistogramBins - 1;
+    while (counts[digit] < ties) ties -= counts[digit--];
+    prefix = level == 0 ? digit : prefix << (level == 1 ? 11 : 10) | digit;
+  }
+  Masks masks(scores.numels);
+  cpu::select_pack(scores.spans(), prefix, ties, largest, masks.words());
+  expect_same(masks, masks_of(wanted, scores.numels), what + " by counting");
+}
+
+void check_all_k(const Scores& scores, const std::string& what) {
+  auto n = int64_t(scores.values().size());
+  for (int64_t k : some_k(n))
+    for (bool largest : {true, false}) {
+      check_select(scores, k, largest, false, what);
+      if (k > 0) check_counting(scores, k, largest, what);
+    }
+}
+
+void check_nonfinite() {
+  List list = random_list({0, 40, 17000, 3}, Dtype::f32, 9);
+  list[2].set(16500, std::numeric_limits<float>::infinity());
+  list[2].set(3, std::numeric_limits<float>::quiet_NaN());
+  Scores scores = flat_scores(std::move(list));
+  for (int64_t k : {int64_t(0), int64_t(5), int64_t(17042), int64_t(17043)})
+    for (bool largest : {true, false}) {
+      check_select(scores, k, largest, true, "select among NaN and infinity");
+      Masks masks(scores.numels);
+      std::string message;
+      try {
+        cpu::select(scores.spans(), k, largest, false, masks.words());
+      } catch (const std::runtime_error& error) {
+        message = error.what();
+      }
+      expect(message.find("tensor 2 ") != std::string::npos, "NaN is refused by position");
+    }
+}
+
+// --- select by sampling: above 2^21 scores ---
+
+const std::vector<int64_t> kManySizes = {0, 1048577, 33, 16384 * 64, 0, 31};
+
+Scores many_scores(const std::function<float(std::mt19937&)>& draw) {
+  std::mt19937 random(11);
+  List list;
+  for (int64_t size : kManySizes) {
+    list.emplace_back(Dtype::f32, size);
+    for (int64_t i = 0; i < size; ++i) list.back().set(i, draw(random));
+  }
+  return flat_scores(std::move(list));
+}
+
+float spread(std::mt19937& random) { return float(int32_t(random())) / 1e9f; }
+
+// The places that threshold.cpp's sampler looks at (its generator, repeated here) hold other values
+// than the rest, so the bracket misleads: the exact answer must not depend on the sample.
+Scores decoys(float beside, float width) {
+  Scores scores = many_scores([&](std::mt19937& r) { return beside + width * spread(r); });
+  List& list = scores.memory;
+  int64_t total = numel_of(list), index = 0;
+  std::mt19937 random(12);
+  for (Tensor& tensor : list)
+    for (int64_t begin = 0; begin < tensor.numel; begin += cpu::kChunk, ++index) {
+      int64_t count = std::min(cpu::kChunk, tensor.numel - begin);
+      int64_t share = std::max<int64_t>(1, 131072 * count / total);
+      uint64_t state = 0x9E3779B97F4A7C15ull * uint64_t(index + 1);
+      for (int64_t i = 0; i < share; ++i) {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        tensor.set(begin + int64_t((state >> 33) % uint64_t(count)), spread(random));
+      }
+    }
+  return scores;
+}
+
+}  // namespace
+
+void select_cases() {
+  for (const auto& sizes : kLists)
+    for (Dtype dtype : kDtypes)
+      check_all_k(flat_scores(random_list(sizes, dtype, 4)), at("select", dtype, sizes.size()));
+  for (Dtype dtype : kDtypes) check_all_k(strided_scores(dtype), at("strided select", dtype, 6));
+  List equal = random_list(kSizes, Dtype::f32, 5);
+  for (Tensor& tensor : equal)
+    for (int64_t i = 0; i < tensor.numel; ++i) tensor.set(i, i % 2 ? 0.25f : -0.25f);
+  check_all_k(flat_scores(equal), "select among equals");
+  check_nonfinite();
+}
+
+void sampling_cases(bool briefly) {
+  auto n = std::accumulate(kManySizes.begin(), kManySizes.end(), int64_t(0));
+  Scores scores = many_scores(spread);
+  check_select(scores, n / 2, true, false, "select by sampling");
+  if (briefly) return;
+  for (int64_t k : {int64_t(1), n / 1000, n - 1, n})
+    check_select(scores, k, true, false, "select by sampling");
+  check_select(scores, n / 3, false, false, "select by sampling");
+  Scores ties = many_scores([](std::mt19937& r) { return float(r() % 3); });
+  for (int64_t k : {n / 6, n / 3, n / 2, n})
+    check_select(ties, k, true, false, "select by sampling among heavy ties");
+  Scores spike = many_scores([](std::mt19937& r) { return r() % 10 ? spread(r) : 1.0f; });
+  check_select(spike, n / 2, true, false, "select by sampling with a spike of ties");
+  check_select(decoys(1.0f, 1e-3f), n / 2, true, false, "select with a bracket that overflows");
+  check_select(decoys(5.0f, 1e-3f), n / 2, true, false, "select with a bracket that misses");
+  check_select(decoys(5.0f, 1e-3f), n / 2, false, false, "select with a bracket that misses");
+}

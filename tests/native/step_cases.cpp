@@ -1,0 +1,138 @@
+// The ops that walk memory: accumulate, the masked steps, soft_threshold.
+#include "cases.h"
+
+namespace {
+
+using namespace salun;
+
+void check_accumulate(const std::vector<int64_t>& sizes, Dtype dtype, ScoreRule rule, bool zero) {
+  List scores = random_list(sizes, Dtype::f32, 1), grads = random_list(sizes, dtype, 2);
+  List wanted_scores = scores, wanted_grads = grads;
+  scalar::accumulate(wanted_scores, wanted_grads, rule, zero);
+  cpu::accumulate(dense(scores), dense(grads), rule, zero);
+  expect_same(scores, wanted_scores, at("accumulate", dtype, sizes.size()));
+  expect_same(grads, wanted_grads, at("accumulate's gradients", dtype, sizes.size()));
+}
+
+// By turns: random bits, all weights, none, and no words at all. Bits past the end are 0.
+Masks step_masks(const std::vector<int64_t>& sizes) {
+  Masks masks(sizes, 0);
+  std::mt19937 random(21);
+  for (size_t t = 0; t < sizes.size(); ++t) {
+    for (int64_t i = 0; i < sizes[t]; ++i)
+      if (t % 4 == 1 || (t % 4 == 0 && random() % 2)) masks.set(t, i);
+    masks.present[t] = t % 4 != 3;
+  }
+  return masks;
+}
+
+// NaN and infinity where the weight is frozen: they must not matter.
+void poison_frozen(List& list, const Masks& masks) {
+  for (size_t t = 0; t < list.size(); ++t)
+    for (int64_t i = 0; i < list[t].numel; ++i)
+      if (!masks.get(t, i))
+        list[t].set(i, i % 2 ? std::numeric_limits<float>::quiet_NaN()
+                             : std::numeric_limits<float>::infinity());
+}
+
+// One parameter takes its first gradient later than the others.
+std::vector<float> first_steps(size_t count) {
+  std::vector<float> steps(count, 0.0f);
+  for (size_t t = 0; t < count; t += 3) steps[t] = 7.0f;
+  return steps;
+}
+
+void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
+               const SgdOptions& options) {
+  List params = random_list(sizes, dtype, 31);
+  List buffers = options.momentum != 0 ? random_list(sizes, Dtype::f32, 32) : List{};
+  Masks masks = step_masks(sizes);
+  poison_frozen(params, masks);
+  List wanted = params, wanted_buffers = buffers;
+  auto steps = first_steps(sizes.size()), wanted_steps = steps;
+  for (uint32_t turn = 0; turn < 2; ++turn) {
+    List grads = random_list(sizes, grad_dtype, 33 + turn);
+    poison_frozen(grads, masks);
+    List untouched = grads;
+    scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, options);
+    cpu::masked_sgd(dense(params), dense(grads), dense(buffers), pointers(steps), masks.words(),
+                    options);
+    expect_same(grads, untouched, at("masked_sgd's gradients", dtype, sizes.size()));
+  }
+  expect_same(params, wanted, at("masked_sgd", dtype, sizes.size()));
+  expect_same(buffers, wanted_buffers, at("masked_sgd's buffers", dtype, sizes.size()));
+  expect(steps == wanted_steps, "masked_sgd counts its steps");
+}
+
+void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype, bool amsgrad,
+                const AdamOptions& options) {
+  List params = random_list(sizes, dtype, 41);
+  List firsts = random_list(sizes, Dtype::f32, 42), seconds = zeros_like(params);
+  List largests = amsgrad ? zeros_like(params) : List{};
+  Masks masks = step_masks(sizes);
+  poison_frozen(params, masks);
+  List wanted = params, wanted_firsts = firsts, wanted_seconds = seconds, wanted_max = largests;
+  auto steps = first_steps(sizes.size()), wanted_steps = steps;
+  for (uint32_t turn = 0; turn < 2; ++turn) {
+    List grads = random_list(sizes, grad_dtype, 43 + turn);
+    poison_frozen(grads, masks);
+    List untouched = grads;
+    scalar::adam(wanted, grads, wanted_firsts, wanted_seconds, wanted_max, wanted_steps, masks,
+                 options);
+    cpu::masked_adam(dense(params), dense(grads), dense(firsts), dense(seconds), dense(largests),
+                     pointers(steps), masks.words(), options);
+    expect_same(grads, untouched, at("masked_adam's gradients", dtype, sizes.size()));
+  }
+  expect_same(params, wanted, at("masked_adam", dtype, sizes.size()));
+  expect_same(firsts, wanted_firsts, at("masked_adam's first moments", dtype, sizes.size()));
+  expect_same(seconds, wanted_seconds, at("masked_adam's second moments", dtype, sizes.size()));
+  expect_same(largests, wanted_max, at("masked_adam's largest moments", dtype, sizes.size()));
+  expect(steps == wanted_steps, "masked_adam counts its steps");
+}
+
+// lr, momentum, dampening, weight decay, nesterov, maximize, grad_scale.
+const SgdOptions kSgd[] = {{0.1, 0.0, 0.0, 0.0, false, false, 1.0f},
+                           {0.013, 0.9, 0.0, 5e-4, false, false, 1.0f},
+                           {0.013, 0.9, 0.3, 5e-2, false, true, 3.0f},
+                           {0.1, 0.8, 0.0, 1e-2, true, false, 1024.0f},
+                           {0.1, 0.8, 0.0, 0.0, true, true, 1.0f}};
+// lr, β1, β2, ε, weight decay, decoupled, maximize, grad_scale.
+const AdamOptions kAdam[] = {{1e-3, 0.9, 0.999, 1e-8, 0.0, false, false, 1.0f},
+                             {1e-2, 0.5, 0.9, 1e-3, 0.1, false, true, 3.0f},
+                             {1e-2, 0.3, 0.9, 1e-3, 0.1, true, false, 1024.0f}};
+
+}  // namespace
+
+void accumulate_cases() {
+  for (const auto& sizes : kLists)
+    for (Dtype dtype : kDtypes)
+      for (ScoreRule rule : {ScoreRule::sum, ScoreRule::abs, ScoreRule::square})
+        for (bool zero : {false, true}) check_accumulate(sizes, dtype, rule, zero);
+}
+
+void step_cases() {
+  for (const auto& sizes : kLists) {
+    for (const SgdOptions& options : kSgd)
+      for (Dtype dtype : kDtypes) check_sgd(sizes, dtype, dtype, options);
+    for (const AdamOptions& options : kAdam)
+      for (Dtype dtype : kDtypes)
+        for (bool amsgrad : {false, true}) check_adam(sizes, dtype, dtype, amsgrad, options);
+  }
+  check_sgd(kSizes, Dtype::f32, Dtype::bf16, kSgd[1]);
+  check_adam(kSizes, Dtype::bf16, Dtype::f32, false, kAdam[2]);
+}
+
+void soft_threshold_cases() {
+  for (const auto& sizes : kLists)
+    for (Dtype dtype : kDtypes) {
+      List start = random_list(sizes, dtype, 51), anchors = random_list(sizes, dtype, 52);
+      for (int64_t k : some_k(numel_of(start))) {
+        List params = start, wanted = start, fixed = anchors;
+        float tau = scalar::soft_threshold(wanted, anchors, k);
+        std::string what = at("soft_threshold", dtype, sizes.size()) + ", k " + std::to_string(k);
+        expect(same(cpu::soft_threshold(dense(params), dense(anchors), k), tau), what + ": τ");
+        expect_same(params, wanted, what);
+        expect_same(anchors, fixed, what + ": anchors");
+      }
+    }
+}
