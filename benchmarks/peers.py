@@ -34,15 +34,10 @@ def masked_by_torch(
             made[kind] = build()
         return made[kind]
 
-    def multiply() -> None:
-        torch._foreach_mul_(grads, kept("float", lambda: [m.float() for m in bools]))
-        optimizer.step()
-
-    def reference_loop() -> None:
-        for param, mask in zip(
-            params, kept("int64", lambda: [m.long() for m in bools]), strict=True
-        ):
-            param.grad *= mask  # type: ignore[operator]
+    def multiply(kind: str, cast: Callable[[Tensor], Tensor]) -> None:
+        masks_of_kind = kept(kind, lambda: [cast(m) for m in bools])
+        for grad, mask in zip(grads, masks_of_kind, strict=True):
+            grad *= mask
         optimizer.step()
 
     def restore() -> None:
@@ -53,8 +48,9 @@ def masked_by_torch(
                 param.copy_(torch.where(mask, param, original))
 
     calls = {
-        "multiply": multiply,
-        "reference": reference_loop,
+        "bool": lambda: multiply("bool", lambda m: m),
+        "float": lambda: multiply("float", lambda m: m.float()),
+        "int64": lambda: multiply("int64", lambda m: m.long()),
         "restore": restore,
         "plain": optimizer.step,
     }
@@ -63,8 +59,9 @@ def masked_by_torch(
 
 def step_peers(name: str, pick: Callable[[str], Any], target: float) -> list[Peer]:
     return [
-        Peer(f"grad *= mask + {name}(fused)", pick("multiply"), LEAKS, target=target),
-        Peer(f"int64 masks in a loop + {name}(fused)", pick("reference"), f"{LEAKS}; SalUn's code"),
+        Peer(f"grad *= mask (bool) + {name}(fused)", pick("bool"), LEAKS, target),
+        Peer(f"grad *= mask (float) + {name}(fused)", pick("float"), LEAKS, target),
+        Peer(f"grad *= mask (int64) + {name}(fused)", pick("int64"), f"{LEAKS}; SalUn's code"),
         Peer(
             f"{name}(fused) + restore by torch.where", pick("restore"), "exact weights; state leaks"
         ),
