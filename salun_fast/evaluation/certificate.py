@@ -36,8 +36,8 @@ class FreezeCertificate:
     @staticmethod
     def before(model: nn.Module, mask: SaliencyMask) -> FrozenWeights:
         """Copies the frozen weights; ``.after(model)`` compares and certifies."""
-        mask.check(dict(model.named_parameters()))
-        return FrozenWeights(mask, _frozen_bytes(model, mask))
+        aligned = mask.aligned_to(dict(model.named_parameters()))
+        return FrozenWeights(aligned, _frozen_bytes(model, aligned))
 
 
 @dataclass(frozen=True)

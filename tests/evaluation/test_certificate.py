@@ -71,3 +71,11 @@ def test_another_dtype_cannot_be_certified():
     before = FreezeCertificate.before(model, mask)
     with pytest.raises(ValueError, match="certify the model in the dtype it started with"):
         before.after(model.half())
+
+
+def test_a11_a_mask_with_the_prefix_of_a_wrapper_certifies_too():
+    model, mask = model_and_mask()
+    wrapped = SaliencyMask.from_dict({f"module.{n}": mask[n] for n in mask.names})
+    certificate = FreezeCertificate.before(model, wrapped).after(model)
+    assert certificate.holds
+    assert certificate.frozen == mask.numel - mask.count
