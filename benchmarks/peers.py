@@ -30,7 +30,6 @@ def masked_by_torch(
 
     def kept(kind: str, build: Callable[[], list[Tensor]]) -> list[Tensor]:
         if kind not in made:
-            made.clear()  # one kind at a time: memory
             made[kind] = build()
         return made[kind]
 

@@ -42,14 +42,12 @@ def measure(case: Case, ceiling: Ceiling, rounds: int, skip_slow: bool) -> list[
     """Time ours, every peer and the ceiling in turn, round by round, after a warm-up."""
     peers = [peer for peer in case.peers if not (peer.slow and skip_slow)]
     quick = [peer for peer in peers if not peer.slow]
-    calls = [ceiling.call, case.ours]
-    times = _interleaved(calls, rounds)
-    add, ours = (statistics.median(t) for t in times)
+    times = _interleaved([ceiling.call, case.ours, *(peer.call for peer in quick)], rounds)
+    add, ours, *theirs = (statistics.median(t) for t in times)
     rows = [_ours_row(case, ceiling.size, ours, add)]
-    for peer in quick:  # beside ours: a machine drifts
-        mine, theirs = _interleaved([case.ours, peer.call], rounds)
-        ratio = statistics.median(theirs) / statistics.median(mine)
-        rows.append(_row(case, peer, statistics.median(theirs), ratio))
+    rows += [
+        _row(case, p, seconds, seconds / ours) for p, seconds in zip(quick, theirs, strict=True)
+    ]
     for peer in peers:
         if peer.slow:
             seconds = timed(peer.call)
