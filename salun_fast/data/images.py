@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
 Images: TypeAlias = (
     "ImageSet | Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]"  # what callers may pass
@@ -108,6 +116,8 @@ class ImageData:
 def as_image_set(data: Images, name: str = "data") -> ImageSet:
     """Any of the accepted forms as an ImageSet; datasets and loaders are read once into memory.
 
+    Of a loader whose sampler chooses among the images, one pass of that sampler is taken.
+
     A dataset's own random transforms are therefore drawn once; ``augment=`` of the training
     settings augments per batch instead. Raises TypeError naming the argument for anything else.
     """
@@ -116,7 +126,7 @@ def as_image_set(data: Images, name: str = "data") -> ImageSet:
     if isinstance(data, Subset) and isinstance(data.dataset, ImageSet):
         return data.dataset.subset(torch.as_tensor(data.indices))
     if isinstance(data, DataLoader):
-        return as_image_set(data.dataset, name)
+        return as_image_set(_drawn(data), name)
     if isinstance(data, (tuple, list)):
         return _from_pair(data, name)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -125,6 +135,17 @@ def as_image_set(data: Images, name: str = "data") -> ImageSet:
         f"{name} must be a map-style Dataset, a DataLoader over one, an ImageSet or a pair "
         f"(images, labels) of tensors, found {type(data).__name__}"
     )
+
+
+def _drawn(loader: DataLoader[Any]) -> Dataset[Any]:
+    """The dataset behind a loader, or the part of it that its sampler draws."""
+    if isinstance(loader.dataset, IterableDataset):
+        return loader.dataset  # refused by the caller
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return Subset(loader.dataset, [i for batch in loader.batch_sampler for i in batch])
+    if type(loader.sampler) in (SequentialSampler, RandomSampler):
+        return loader.dataset
+    return Subset(loader.dataset, list(loader.sampler))
 
 
 def _from_pair(data: Sequence[Any], name: str) -> ImageSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -158,7 +159,12 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     path = _idx_file(folder, name)
     if path is None:
         raise FileNotFoundError(f"{folder / name}[.gz] is missing beside the other idx files")
-    blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    blob = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            blob = gzip.decompress(blob)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is truncated or altered ({error}); fetch it again") from error
     rank = blob[3] if len(blob) > 3 else 0
     header = 4 + 4 * rank
     if len(blob) < header or blob[:3] != b"\0\0\x08" or rank == 0:

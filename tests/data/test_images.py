@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from salun_fast.data import Batches, ImageSet, as_image_set
 
@@ -63,6 +63,18 @@ def test_every_accepted_form_gives_the_same_set():
         found = as_image_set(form)
         assert torch.equal(found.images, images)
         assert torch.equal(found.labels, labels)
+
+
+@pytest.mark.parametrize("form", ["sampler", "batch_sampler"])
+def test_a_loader_gives_what_its_sampler_draws(form):
+    data, chosen = pictures(), [7, 2, 5]
+    if form == "sampler":
+        loader = DataLoader(data, batch_size=2, sampler=SubsetRandomSampler(chosen))
+    else:
+        loader = DataLoader(data, batch_sampler=[[7, 2], [5]])
+    found = as_image_set(loader)
+    assert sorted(found.labels.tolist()) == sorted(chosen)
+    assert found.mean == data.mean
 
 
 def test_subset_of_an_image_set_keeps_its_normalisation():

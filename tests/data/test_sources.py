@@ -72,6 +72,11 @@ def test_truncated_and_foreign_idx_files_are_named(tmp_path):
     write_fashion(tmp_path, cut=5)
     with pytest.raises(ValueError, match="is truncated: its header promises"):
         load_images("fashion-mnist", root=tmp_path)
+    whole = (tmp_path / "train-images-idx3-ubyte.gz").read_bytes()
+    for damaged in (whole[:-9], whole[:5], b"\0" + whole[1:]):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="is truncated or altered"):
+            load_images("fashion-mnist", root=tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"hello there"))
     with pytest.raises(ValueError, match="not an idx file"):
         load_images("fashion-mnist", root=tmp_path)
