@@ -28,15 +28,16 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a file of :func:`save_weights`, another program's safetensors or a ``.pt``/``.pth``
     state dict into ``model``.
 
-    Known prefixes (``module.``, ``_orig_mod.``) are stripped. Raises FileNotFoundError, or
-    ValueError when the file is damaged or does not fit the model.
+    Names match up to the prefixes of known wrappers (``module.``, ``_orig_mod.``). Raises
+    FileNotFoundError, or ValueError when the file is damaged or does not fit the model.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"weights file {file} does not exist")
     tensors = _read(file)
+    own = names.match(tensors, model.state_dict())
     try:
-        model.load_state_dict({names.canonical(name): t for name, t in tensors.items()})
+        model.load_state_dict({own.get(name, name): t for name, t in tensors.items()})
     except RuntimeError as error:
         details = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise ValueError(

@@ -40,6 +40,20 @@ def test_weights_come_back(form, tmp_path):
     assert _equal(model, twin)
 
 
+class _Wrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = _model()
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a11_a_model_with_a_prefix_of_its_own_takes_bare_and_prefixed_names(bare, tmp_path):
+    model, twin = _Wrapper(), _Wrapper()
+    save_weights(model.module if bare else model, tmp_path / "w.safetensors")
+    load_weights(twin, tmp_path / "w.safetensors")
+    assert _equal(model, twin)
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     save_weights(_model(), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="does not fit the model: size mismatch for 0.weight"):
