@@ -91,10 +91,11 @@ def _mixed(
 
 
 def _joined(parts: list[ImageSet]) -> ImageSet:
-    if any((p.mean, p.std) != (parts[0].mean, parts[0].std) for p in parts):
+    forms = {(p.images.dtype, p.mean, p.std) for p in parts}
+    if len(forms) > 1:
         raise ValueError(
-            "order='mixed' needs forget and retain images normalised alike; give both the same "
-            "mean and std"
+            "order='mixed' needs forget and retain images of one dtype, normalised alike; give "
+            "both the same dtype, mean and std"
         )
     return replace(
         parts[0],

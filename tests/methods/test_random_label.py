@@ -102,3 +102,10 @@ def test_forget_images_alone_when_there_is_no_retain_data():
 def test_one_class_cannot_be_relabelled():
     with pytest.raises(ValueError, match="at least 2 classes"):
         random_label_plan(numbered(4, 0), None, resolve("rl", "paper", {}), 1)
+
+
+def test_mixed_order_refuses_images_of_two_dtypes():
+    bytes_ = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    floats = ImageSet(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="of one dtype"):
+        plan_of(bytes_, floats, order="mixed")
