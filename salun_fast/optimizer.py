@@ -125,7 +125,9 @@ class SalUnOptimizer(Optimizer):
     ) -> Iterator[Saliency]:
         """Add the gradient of each ``backward()`` inside to ``self.saliency``; no step meanwhile.
 
-        ``score`` and ``clip_norm`` as in :class:`Saliency`. Starts from zero at each call.
+        ``score`` and ``clip_norm`` as in :class:`Saliency`. Starts from zero at each call. Call
+        ``model.eval()`` first, as SalUn does: the optimizer knows no modules, so in train mode
+        batch-norm statistics would move.
         """
         trainable = [(name, param) for name, param in self._named() if param.requires_grad]
         saliency = Saliency(trainable, score=score)
