@@ -12,6 +12,7 @@ from salun_fast._extras import need
 
 FILE = "config.yaml"
 DEFAULT_FRACTION = 0.1
+NARROW = 8.0
 EXTRA_KEYS = ("command", "versions", "machine")  # facts beside the configuration in config.yaml
 
 
@@ -20,7 +21,8 @@ class RunConfig:
     """What ``train``, ``saliency``, ``unlearn`` and ``evaluate`` go by.
 
     data, root, download, channels, image_size: as ``data.load_images`` takes them.
-    model, width: as ``models.build`` takes them. weights: file of the model to start from.
+    model, width: as ``models.build`` takes them; without a width the built-in models are narrow
+    (``NARROW`` channels). weights: file of the model to start from.
     fraction or forget_class: the forget set (10 % at random when neither is given), drawn by
     ``split_seed`` (``seed`` when not given). method, preset: of ``unlearn_classifier``.
     train: fields of TrainSettings; unlearn: fields of ClassifierSettings. mask: file of a mask to
@@ -33,7 +35,7 @@ class RunConfig:
     channels: int | None = None
     image_size: int = 64
     model: str = "resnet18"
-    width: float = 8.0
+    width: float | None = None
     weights: str | None = None
     fraction: float | None = None
     forget_class: int | None = None
@@ -51,6 +53,11 @@ class RunConfig:
     @property
     def task(self) -> str:
         return "class" if self.forget_class is not None else "random"
+
+    @property
+    def forget_seed(self) -> int:
+        """What draws the forget set."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def forget_fraction(self) -> float | None:
@@ -76,7 +83,10 @@ def load(
     try:
         if file is not None:
             config = omegaconf.OmegaConf.merge(config, _read(file))
-        config = omegaconf.OmegaConf.merge(config, parse_overrides(overrides))
+        changes = parse_overrides(overrides)
+        if "preset" in changes:
+            _leave_preset(config, str(config.preset))
+        config = omegaconf.OmegaConf.merge(config, changes)
         loaded: RunConfig = omegaconf.OmegaConf.to_object(config)
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ValueError(_explain(error, [f.name for f in fields(RunConfig)])) from error
@@ -90,7 +100,11 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
         if not separator or not key.strip():
             raise ValueError(f"expected an override of the form key=value, found {pair!r}")
     omegaconf = need("omegaconf", "reading the configuration")
-    return omegaconf.OmegaConf.from_dotlist(list(overrides))
+    try:
+        return omegaconf.OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # the YAML reader raises its own classes
+        given = " ".join(overrides)
+        raise ValueError(f"a value in {given!r} is not valid YAML: {_first_line(error)}") from error
 
 
 def override_mapping(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -145,8 +159,23 @@ def _explain(error: Exception, known: list[str]) -> str:
     key = str(getattr(error, "full_key", "") or "")
     if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError") and key:
         return _unknown(key, known)
-    first = str(error).splitlines()[0]
+    first = _first_line(error)
     return f"configuration key {key!r}: {first}" if key else f"configuration: {first}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _leave_preset(config: Any, preset: str) -> None:
+    """Take out of ``unlearn`` what only spells out a preset that is about to change, as the
+    config.yaml of a run does: two presets are never mixed."""
+    from salun_fast.methods.settings import PRESETS
+
+    for name, value in vars(PRESETS[preset]).items() if preset in PRESETS else ():
+        differs = any(getattr(other, name) != value for other in PRESETS.values())
+        if differs and name in config.unlearn and config.unlearn[name] == value:
+            del config.unlearn[name]
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -57,6 +57,15 @@ def atomic_write(path: PathLike, write: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Replace a text file (UTF-8) in one move."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomic_write(path, write)
+
+
 def save_tensors(
     path: PathLike,
     tensors: Mapping[str, Tensor],

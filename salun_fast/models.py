@@ -17,7 +17,7 @@ LEAST_CHANNELS = 4  # fewer are taken for a mistyped factor
 
 
 def build(
-    name: str, num_classes: int, *, width: float = FULL_WIDTH, in_channels: int = 3
+    name: str, num_classes: int, *, width: float | None = None, in_channels: int = 3
 ) -> nn.Module:
     """A freshly initialised classifier.
 
@@ -25,22 +25,25 @@ def build(
         "vgg16_bn" (one linear layer as its head), any torchvision classifier by name, or
         "module:function", called with those of num_classes, width, in_channels that it takes.
     width: of the two built-in models: channels of the first stage, 64 in the papers; a number
-        below 1 is a factor of that (0.125 is 8 channels).
+        below 1 is a factor of that (0.125 is 8 channels). None: 64, or what the function takes
+        by default; torchvision's models have no other.
     """
     if num_classes < 1 or in_channels < 1:
         raise ValueError(
             f"num_classes and in_channels must be at least 1, found {num_classes} and {in_channels}"
         )
     if ":" in name:
+        given = {} if width is None else {"width": width}
         return _from_function(
-            name, {"num_classes": num_classes, "width": width, "in_channels": in_channels}
+            name, {"num_classes": num_classes, "in_channels": in_channels} | given
         )
-    if name in _BUILT_IN:
-        return _BUILT_IN[name](num_classes, _base_channels(width), in_channels)
-    if width != FULL_WIDTH:
+    if name in BUILT_IN:
+        channels = _base_channels(FULL_WIDTH if width is None else width)
+        return BUILT_IN[name](num_classes, channels, in_channels)
+    if width not in (None, FULL_WIDTH):
         raise ValueError(
-            f"width is only known to {', '.join(_BUILT_IN)}; for model {name!r} leave it at "
-            f"{FULL_WIDTH}, found {width:g}"
+            f"width is only known to {', '.join(BUILT_IN)}; for model {name!r} leave it out, "
+            f"found {width:g}"
         )
     return _from_torchvision(name, num_classes, in_channels)
 
@@ -127,7 +130,7 @@ def _vgg16_bn(num_classes: int, channels: int, in_channels: int) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
-_BUILT_IN: dict[str, Callable[[int, int, int], nn.Module]] = {
+BUILT_IN: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet18": ResNet,
     "vgg16_bn": _vgg16_bn,
 }
@@ -143,7 +146,7 @@ def _from_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modul
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(
-            f"model {name!r} is not one of {', '.join(_BUILT_IN)}, not a torchvision classifier "
+            f"model {name!r} is not one of {', '.join(BUILT_IN)}, not a torchvision classifier "
             "and not written as module:function; torchvision knows e.g. "
             f"{', '.join(_similar(name, known))}"
         )

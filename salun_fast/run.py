@@ -47,6 +47,10 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 
@@ -55,22 +59,29 @@ class RunFolder:
         return self.config_file.is_file()
 
     def begin(self, command: str, config: RunConfig, *, resume: bool = False) -> None:
-        """Create the folder and write config.yaml; a folder in use is only touched to resume."""
+        """Create the folder and write config.yaml; a folder in use is only touched to resume.
+
+        A run with a checkpoint keeps its config.yaml: ``config`` may turn out to be another run's.
+        """
         if self.exists and not resume:
             raise ValueError(
                 f"{self.path} already holds a run; continue it with --resume or choose another "
                 "folder with --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        if not (resume and self.checkpoint_file.is_file()):
+            self.write_config(command, config)
+        self.write_metrics(self.metrics() if resume else [])  # drops a line cut off by a kill
+
+    def write_config(self, command: str, config: RunConfig) -> None:
+        """Replace config.yaml in one step."""
         content = {
             "command": command,
             **asdict(config),
             "versions": machine.versions(),
             "machine": machine.facts(),
         }
-        text = configs.to_yaml(content)
-        files.atomic_write(self.config_file, lambda path: _write(path, text))
-        self.write_metrics(self.metrics() if resume else [])  # drops a line cut off by a kill
+        files.write_text(self.config_file, configs.to_yaml(content))
 
     def config(self) -> RunConfig:
         if not self.exists:
@@ -94,8 +105,4 @@ class RunFolder:
     def write_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl in one step."""
         text = "".join(json.dumps(dict(record)) + "\n" for record in records)
-        files.atomic_write(self.metrics_file, lambda path: _write(path, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+        files.write_text(self.metrics_file, text)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salun_fast import machine, models
 from salun_fast._extras import need
-from salun_fast.config import RunConfig
+from salun_fast.config import NARROW, RunConfig
 from salun_fast.data import ImageData, ImageSet, forget_split, load_images
 from salun_fast.evaluation import ClassifierMetrics, evaluate_classifier
 from salun_fast.experiment.jobs import RETRAIN_SEED
@@ -28,6 +28,7 @@ from salun_fast.methods import (
 from salun_fast.methods.classifier import measure
 from salun_fast.methods.loop import repeatable
 from salun_fast.methods.settings import override, resolve
+from salun_fast.methods.train import working_copy
 from salun_fast.records import costs, examples, proof
 from salun_fast.report import read_source, write_report
 from salun_fast.run import RunFolder
@@ -49,7 +50,7 @@ class Task:
 def train(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> TrainResult:
     """Train a model from scratch (or from ``config.weights``) on all training images."""
     settings = override(TrainSettings(), config.train)  # refuses before the folder is made
-    config = replace(config, train=_plain(settings))
+    config = replace(config, width=_width(config), train=_plain(settings))
     data = load_data(config)
     model = build_model(config, data)
     folder.begin("train", config, resume=resume)
@@ -63,6 +64,7 @@ def train(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> Trai
         on_epoch=lambda record: folder.log(_epoch(record)),
         **config.train,
     )
+    folder.write_config("train", config)
     save_weights(result.model, folder.model_file)
     folder.write_metrics(_epoch(record) for record in result.history)
     rebuild_report([folder.path], data=data)
@@ -76,14 +78,16 @@ def unlearn(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> li
     initial weights than the original model did.
     """
     need("sklearn", "the membership attack of the evaluation", extra="eval")
-    task, original, mask = load_task(config), _original(config), _given_mask(config)
+    task, mask = load_task(config), _given_mask(config)
+    original = _original(config, task.data)
     again = config.method == "retrain"
     overrides = {**config.train, **config.unlearn} if again else config.unlearn
     settings = resolve(config.method, config.preset, overrides)
     config = replace(
         config,
+        width=_width(config),
         fraction=config.forget_fraction,
-        split_seed=split_seed(config),
+        split_seed=config.forget_seed,
         unlearn=_plain(settings),
     )
     folder.begin("unlearn", config, resume=resume)
@@ -101,12 +105,13 @@ def unlearn(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> li
         on_epoch=lambda record: folder.log(_epoch(record)),
         **config.unlearn,
     )
+    folder.write_config("unlearn", config)
     save_weights(result.model, folder.model_file)
     if result.mask is not None:
         result.mask.save(folder.mask_file)
     before = _judged(config, task, original, "original")
     after = _judged(config, task, result.model, config.method) | costs(result) | proof(result)
-    after["overrides"] = {name: getattr(result.settings, name) for name in _telling(result)}
+    after["overrides"] = _telling(result, given_mask=mask is not None)
     folder.write_metrics([*(_epoch(record) for record in result.history), before, after])
     rebuild_report([folder.path], data=task.data)
     return [before, after]
@@ -114,11 +119,11 @@ def unlearn(config: RunConfig, folder: RunFolder, *, resume: bool = False) -> li
 
 def saliency(config: RunConfig, folder: RunFolder) -> SaliencyMask:
     """Measure saliency on the forget set; keep the scores and the mask at ``unlearn.density``."""
-    task, model = load_task(config), _original(config)
+    task = load_task(config)
     settings = resolve("salun", config.preset, config.unlearn)
-    folder.begin("saliency", config)
-    device = torch.device(config.device)
-    scores = measure(model.eval(), task.forget.to(device), settings)
+    model = working_copy(_original(config, task.data), settings)
+    folder.begin("saliency", replace(config, width=_width(config)))
+    scores = measure(model, task.forget.to(_device(config)), settings)
     mask = scores.mask(settings.density, which=settings.which)
     scores.save(folder.saliency_file)
     mask.save(folder.mask_file)
@@ -137,7 +142,7 @@ def check_same_split(config: RunConfig, other: RunConfig) -> None:
     def split(found: RunConfig) -> Record:
         values: Record = {"data": found.data, "forget_class": found.forget_class}
         if found.forget_class is None:
-            values |= {"fraction": found.forget_fraction, "split_seed": split_seed(found)}
+            values |= {"fraction": found.forget_fraction, "split_seed": found.forget_seed}
         return values
 
     ours, theirs = split(config), split(other)
@@ -182,14 +187,9 @@ def load_task(config: RunConfig) -> Task:
         data.train.labels,
         fraction=config.forget_fraction,
         forget_class=config.forget_class,
-        seed=split_seed(config),
+        seed=config.forget_seed,
     )
     return Task(data, data.train.subset(forget), data.train.subset(retain), forget)
-
-
-def split_seed(config: RunConfig) -> int:
-    """What draws the forget set."""
-    return config.seed if config.split_seed is None else config.split_seed
 
 
 def build_model(config: RunConfig, data: ImageData) -> nn.Module:
@@ -197,21 +197,26 @@ def build_model(config: RunConfig, data: ImageData) -> nn.Module:
     device = _device(config)
     with repeatable(config.seed, device):
         model = models.build(
-            config.model, data.num_classes, width=config.width, in_channels=data.channels
+            config.model, data.num_classes, width=_width(config), in_channels=data.channels
         )
     if config.weights is not None:
         load_weights(model, config.weights)
     return model.to(device)
 
 
-def _original(config: RunConfig) -> nn.Module:
+def _width(config: RunConfig) -> float | None:
+    narrow = config.width is None and config.model in models.BUILT_IN
+    return NARROW if narrow else config.width
+
+
+def _original(config: RunConfig, data: ImageData) -> nn.Module:
     """The trained model to start from."""
     if config.weights is None:
         raise ValueError(
             "unlearning needs a trained model: pass --from RUN_FOLDER, a weights file, or "
             "weights=FILE"
         )
-    return build_model(config, load_data(config))
+    return build_model(config, data)
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -260,9 +265,13 @@ def _plain(settings: TrainSettings) -> Record:
     return asdict(settings) | {"milestones": list(settings.milestones)}
 
 
-def _telling(result: UnlearnResult) -> tuple[str, ...]:
+def _telling(result: UnlearnResult, *, given_mask: bool) -> dict[str, float]:
     """The settings that the report's table names beside a method."""
-    return ("lr",) if result.mask is None else ("lr", "density")
+    found = {"lr": result.settings.lr}
+    if result.mask is not None:
+        density = result.mask.density if given_mask else result.settings.density
+        found["density"] = float(f"{density:.4g}")  # int(N r) / N is a little below r
+    return found
 
 
 def _epoch(record: EpochRecord) -> Record:

@@ -24,6 +24,7 @@ def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
         ("width=wide", "'width'.*could not be converted"),
         ("width", "form key=value, found 'width'"),
         ("=3", "form key=value"),
+        ("data=[", "'data=\\[' is not valid YAML"),
     ],
 )
 def test_wrong_override_is_named(override, message):

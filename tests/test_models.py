@@ -51,11 +51,14 @@ def test_own_models_by_module_and_function(tmp_path, monkeypatch):
         "from torch import nn\n"
         "def net(num_classes): return nn.Linear(4, num_classes)\n"
         "def text(): return 'no model'\n"
+        "def wide(num_classes, width=7): return nn.Linear(width, num_classes)\n"
     )
     monkeypatch.chdir(tmp_path)
     model = models.build("my_models_for_test:net", 3)
     assert isinstance(model, nn.Linear)
     assert model.out_features == 3
+    assert models.build("my_models_for_test:wide", 3).in_features == 7
+    assert models.build("my_models_for_test:wide", 3, width=5).in_features == 5
     with pytest.raises(TypeError, match=r"must return a torch\.nn\.Module"):
         models.build("my_models_for_test:text", 3)
     with pytest.raises(ValueError, match="cannot be loaded"):

@@ -30,13 +30,7 @@ class PlainErrors(TyperGroup):
                 raise
             _say(_one_line(error))
             raise typer.Exit(USER_ERROR) from None
-        except (
-            RuntimeError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            AssertionError,
-        ) as error:
+        except INTERNAL as error:
             if ctx.params.get("debug") or _is_flow(error):
                 raise
             _say(f"{type(error).__name__}: {_one_line(error)} (salun-fast --debug ... shows where)")

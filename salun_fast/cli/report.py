@@ -29,13 +29,8 @@ def report(
     source = read_source(folders)
     written = [workflow.rebuild_report(folders, out)]
     if markdown is not None:
-        text = as_markdown(source)
-        files.atomic_write(markdown, lambda path: _write(path, text))
+        files.write_text(markdown, as_markdown(source))
         written.append(markdown)
     if source.tasks:
         show.comparison(source)
     show.written(*written)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from salun_fast import bits
+
 if TYPE_CHECKING:
     from salun_fast.evaluation import ClassifierMetrics
     from salun_fast.mask import SaliencyMask
@@ -154,8 +156,8 @@ def mask_facts(mask: SaliencyMask) -> None:
     rows = [
         [
             name,
-            " × ".join(map(str, mask[name].shape)) or "scalar",
-            f"{int(mask[name].sum()):,}",
+            " × ".join(map(str, mask.shapes[name])) or "scalar",
+            f"{bits.count(mask.words[name]):,}",
             f"{100 * densities[name]:.2f} %",
         ]
         for name in mask.names

@@ -43,8 +43,7 @@ def run_demo(
     path = Path(folder)
     _keep_configuration(settings, path, command)
     run_experiment(settings, path, on_record=on_record)
-    table = markdown(read_source([path]))
-    files.atomic_write(path / TABLE, lambda temporary: _write(temporary, table))
+    files.write_text(path / TABLE, markdown(read_source([path])))
     return rebuild_report([path])
 
 
@@ -55,8 +54,7 @@ def _keep_configuration(settings: ExperimentSettings, folder: Path, command: str
         return
     folder.mkdir(parents=True, exist_ok=True)
     content = {"command": command, **_plain(asdict(settings)), "versions": machine.versions()}
-    text = configs.to_yaml(content)
-    files.atomic_write(file, lambda temporary: _write(temporary, text))
+    files.write_text(file, configs.to_yaml(content))
 
 
 def _plain(value: Any) -> Any:
@@ -71,7 +69,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _frozen(inner) for key, inner in value.items()}
     return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -79,6 +79,6 @@ def _frozen_bytes(model: nn.Module, mask: SaliencyMask) -> dict[str, Tensor]:
 def _digest(weights: dict[str, Tensor], mask: SaliencyMask) -> str:
     digest = hashlib.sha256()
     for name, kept in weights.items():
-        digest.update(f"{name}{list(mask[name].shape)}".encode())
+        digest.update(f"{name}{list(mask.shapes[name])}".encode())
         digest.update(kept.numpy().tobytes())
     return digest.hexdigest()

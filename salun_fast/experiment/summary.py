@@ -69,12 +69,12 @@ def _row(
         method=method,
         seeds=tuple(seeds),
         mean=mean,
-        std={name: _spread([m[name] for m in ours]) for name in METRICS},
+        std={name: deviation([m[name] for m in ours]) for name in METRICS},
         gaps=gaps(mean, yardstick),
         average_gap=average_gap(mean, yardstick),
-        average_gap_std=_spread(own),
+        average_gap_std=deviation(own),
         rte=statistics.fmean(times) if times else None,
-        rte_std=_spread(times) if times else None,
+        rte_std=deviation(times) if times else None,
         overrides=dict(runs[seeds[0]].get("overrides", {})),
     )
 
@@ -83,5 +83,6 @@ def _means(metrics: list[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(m[name] for m in metrics) for name in METRICS}
 
 
-def _spread(values: list[float]) -> float:
+def deviation(values: list[float]) -> float:
+    """Standard deviation with n - 1; 0.0 for one value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0

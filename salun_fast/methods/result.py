@@ -9,7 +9,7 @@ from torch import nn
 
 from salun_fast.evaluation.certificate import FreezeCertificate
 from salun_fast.mask import SaliencyMask
-from salun_fast.methods.settings import TrainSettings
+from salun_fast.methods.settings import ClassifierSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class UnlearnResult(TrainResult):
     cost counted in; live readout, checkpoints and certificate are not in it.
     """
 
+    settings: ClassifierSettings
     method: str
     mask: SaliencyMask | None
     certificate: FreezeCertificate | None

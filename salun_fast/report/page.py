@@ -83,8 +83,7 @@ def write_report(
     data: ImageData | None = None,
 ) -> None:
     """Write ``path`` in one step. data: for the pictures and class names of forget images."""
-    html = render(source, data=data)
-    files.atomic_write(Path(path), lambda temporary: _write(temporary, html))
+    files.write_text(path, render(source, data=data))
 
 
 def render(source: Source, *, data: ImageData | None = None) -> str:
@@ -107,6 +106,7 @@ def render(source: Source, *, data: ImageData | None = None) -> str:
         metric_names=[METRIC_NAMES[m] for m in METRICS],
         plot=gap_plot({titles[task]: found for task, found in rows.items()}),
         kept_images=EXAMPLES,
+        attack=_attack(source),
         has_retrain=any(r["method"] == "retrain" for r in source.runs),
         galleries=[_gallery(source, task, titles[task], data) for task in rows],
         charts=_charts(source, titles),
@@ -127,7 +127,18 @@ def _subtitle(source: Source) -> str:
     seeds = sorted({int(r["seed"]) for r in source.runs}) or [int(source.settings["seed"])]
     counted = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     settings = source.settings
-    return f"{settings['data']} · {settings['model']}, width {settings['width']:g} · {counted}"
+    width = "" if settings["width"] is None else f", width {settings['width']:g}"
+    return f"{settings['data']} · {settings['model']}{width} · {counted}"
+
+
+def _attack(source: Source) -> str:
+    """On how many images the membership attack was fitted; they may have been capped."""
+    used = [r["metrics"].get("mia_sample_sizes") for r in source.runs]
+    sizes = sorted({found["members"] for found in used if found})
+    if not sizes:
+        return ""
+    counted = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f"fitted on {counted} retain images and as many test images"
 
 
 def _training_verdict(source: Source) -> str:
@@ -240,7 +251,3 @@ def _searched(source: Source, titles: dict[str, str]) -> list[tuple[str, str, st
         )
         for r in source.of("search")
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

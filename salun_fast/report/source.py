@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from salun_fast import config as configs
+from salun_fast.config import RunConfig
 from salun_fast.evaluation.gap import METRICS
 from salun_fast.experiment import Row, read_records, summarise
 from salun_fast.experiment.settings import COMPARED
+from salun_fast.experiment.summary import deviation
 from salun_fast.run import RunFolder
 
 Record = dict[str, Any]
@@ -87,10 +89,13 @@ def _comparison(folder: Path, records: list[Record]) -> Source:
 def _single_runs(folders: Sequence[RunFolder]) -> Source:
     records: dict[tuple[Any, ...], Record] = {}
     settings: Record = {}
+    splits: dict[tuple[str, int], int] = {}
     for folder in folders:
-        settings = _merged(settings, asdict(folder.config()), folder)
+        config = folder.config()
+        settings = _merged(settings, asdict(config), folder)
         for line in folder.metrics():
             if line["kind"] == "run":
+                _check_split(splits, config, line, folder)
                 _add(records, line, folder)
     epochs = [line for line in folders[0].metrics() if line["kind"] == "epoch"]
     machine: Record = next((r["machine"] for r in records.values() if "machine" in r), {})
@@ -117,6 +122,21 @@ def _merged(settings: Record, other: Record, folder: RunFolder) -> Record:
     return settings | {task: other[task]}
 
 
+def _check_split(
+    splits: dict[tuple[str, int], int], config: RunConfig, line: Record, folder: RunFolder
+) -> None:
+    """Runs of one seed are compared with each other, so they must forget the same images."""
+    if line["task"] == "class":
+        return
+    seed = line["seed"]
+    if splits.setdefault((line["task"], seed), config.forget_seed) != config.forget_seed:
+        raise ValueError(
+            f"{folder.path} (seed {seed}) forgets the images drawn by split_seed "
+            f"{config.forget_seed}, a run before it those of {splits[line['task'], seed]}; "
+            "gaps need one and the same split"
+        )
+
+
 def _add(records: dict[tuple[Any, ...], Record], line: Record, folder: RunFolder) -> None:
     key = (line["task"], line["method"], line["seed"])
     if key in records and line["method"] != "original":  # every run repeats its original
@@ -135,15 +155,11 @@ def _row_without_retrain(task: str, method: str, runs: list[Record]) -> Row:
         method=method,
         seeds=tuple(sorted(r["seed"] for r in runs)),
         mean={m: statistics.fmean(v) for m, v in values.items()},
-        std={m: _spread(v) for m, v in values.items()},
+        std={m: deviation(v) for m, v in values.items()},
         gaps={},
         average_gap=math.nan,
         average_gap_std=math.nan,
         rte=statistics.fmean(times) if times else None,
-        rte_std=_spread(times) if times else None,
+        rte_std=deviation(times) if times else None,
         overrides=dict(runs[0].get("overrides", {})),
     )
-
-
-def _spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -83,6 +85,7 @@ def test_resuming_with_other_settings_is_refused(unlearned, tmp_path):
     result = call("unlearn", "--resume", "--out", folder, "unlearn.lr=0.5")
     assert result.exit_code == 2
     assert "belongs to another run" in result.output
+    fine("unlearn", "--resume", "--out", folder)  # the refused settings were not written down
 
 
 def test_folder_in_use_is_not_overwritten(original, unlearned):
@@ -100,6 +103,15 @@ def test_measured_mask_can_be_used_for_unlearning(original, tmp_path):
     fine("unlearn", "--from", original, f"mask={mask}", "unlearn.epochs=1", "--out", tmp_path / "u")
     used = SaliencyMask.load(tmp_path / "u" / "mask.safetensors")
     assert used.fingerprint == SaliencyMask.load(mask).fingerprint
+    assert RunFolder(tmp_path / "u").metrics()[-1]["overrides"]["density"] == pytest.approx(
+        0.25, rel=1e-3
+    )
+
+
+def test_saliency_gives_the_mask_that_unlearn_would_measure(original, unlearned, tmp_path):
+    fine("saliency", "--from", original, "forget_class=3", "--out", tmp_path)
+    ours, theirs = (SaliencyMask.load(f / "mask.safetensors") for f in (tmp_path, unlearned))
+    assert ours == theirs
 
 
 def test_evaluate_prints_metrics_and_gaps(unlearned, retrained):
@@ -121,6 +133,42 @@ def test_report_puts_runs_side_by_side(unlearned, retrained, tmp_path):
     assert "Retrain" in output
     assert "Distance to Retrain" in page.read_text()
     assert "| SalUn |" in table.read_text()
+
+
+def test_runs_of_one_seed_on_different_splits_are_not_compared(original, tmp_path):
+    for method, split in (("ga", 0), ("retrain", 5)):
+        fine(
+            "unlearn", "--from", original, f"method={method}", "unlearn.epochs=1",
+            f"split_seed={split}", "--out", tmp_path / method,
+        )  # fmt: skip
+    result = call("report", tmp_path / "ga", tmp_path / "retrain")
+    assert result.exit_code == 2
+    assert "split_seed 5, a run before it those of 0" in result.output
+
+
+def test_a_changed_preset_leaves_nothing_of_the_old_one(original, unlearned, tmp_path):
+    file = unlearned / "config.yaml"
+    fine(
+        "unlearn", "--from", original, "--config", file, "preset=reference", "unlearn.epochs=1",
+        "--out", tmp_path / "u",
+    )  # fmt: skip
+    found = RunFolder(tmp_path / "u").config()
+    told = {name: found.unlearn[name] for name in ("weighting", "true_label_included")}
+    assert (found.preset, told) == (
+        "reference",
+        {"weighting": "batch", "true_label_included": True},
+    )
+
+
+def test_torchvision_models_need_no_width(tmp_path):
+    pytest.importorskip("torchvision")
+    fine("train", "model=mobilenet_v3_small", "channels=3", "train.epochs=1", "--out", tmp_path)
+    assert RunFolder(tmp_path).config().width is None
+    assert "mobilenet_v3_small · seed 0" in (tmp_path / "report.html").read_text()
+
+
+def test_report_says_on_how_many_images_the_attack_was_fitted(unlearned):
+    assert re.search(r"fitted on \d+ retain images", (unlearned / "report.html").read_text())
 
 
 def test_report_is_rebuilt_from_the_folder(unlearned):
