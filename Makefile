@@ -15,6 +15,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.12" ninja "cmake>=3.22"
 NATIVE := $(shell git ls-files 'csrc/*' CMakeLists.txt 2>/dev/null)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STRICT := CXXFLAGS="$(CXXFLAGS) -Werror"
 
 .PHONY: demo test bench lint format wheel wheel-check clean
 
@@ -45,14 +46,14 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(STRICT) $(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 
 # One wheel, built against the newer torch, tested as installed under both: the second environment
 # borrows the first one's packages, but not its editable install.
 wheel: $(VENV)/.installed $(NATIVE)
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(STRICT) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 wheel-check: wheel
 	PYTHON=$(PYTHON) OLDER_TORCH=$(OLDER_TORCH) tests/wheel_check.sh

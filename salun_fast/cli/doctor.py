@@ -39,6 +39,6 @@ def doctor() -> None:
     if not status.native:
         show.advice(
             "Everything works on the plain-torch reference, more slowly. To build the kernels: "
-            "pip install --force-reinstall --no-deps salun-fast with a C++ compiler at hand, and "
-            f"{_load.NATIVE_VARIABLE} unset."
+            "pip install --no-cache-dir --force-reinstall --no-deps salun-fast with a C++ compiler "
+            f"at hand, and {_load.NATIVE_VARIABLE} unset."
         )

@@ -1,0 +1,63 @@
+"""Installing where the kernels cannot be compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEP = """
+import torch, salun_fast
+linear = torch.nn.Linear(2, 1)
+optimizer = salun_fast.SalUnOptimizer(linear.named_parameters(), lr=0.5)
+with optimizer.measure_saliency():
+    linear(torch.ones(1, 2)).sum().backward()
+optimizer.select(0.4)
+before = linear.weight.detach().clone()
+linear(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+print((before - linear.weight).tolist())
+"""
+
+
+def test_without_a_compiler_the_python_part_installs_and_works_with_one_warning(tmp_path):
+    pytest.importorskip("scikit_build_core", reason="comes with the dev extra")
+    if not (ROOT / "CMakeLists.txt").is_file():
+        pytest.skip("no source tree here")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    unbuilt = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("salun_fast", "csrc"):
+        shutil.copytree(ROOT / name, source / name, ignore=unbuilt)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
+    subprocess.run(
+        [*pip, "--wheel-dir", tmp_path, source],
+        env={**os.environ, "CXX": "/bin/false"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    # -S keeps an editable install's import hook away; torch's folder is named instead.
+    packages = os.pathsep.join([str(tmp_path / "site"), *(p for p in sys.path if "site-pack" in p)])
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", STEP],
+        env={**os.environ, "PYTHONPATH": packages},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[[0.5, 0.0]]"  # int(3 * 0.4) = 1 weight, the first of the ties
+    assert done.stderr.count("ReferenceFallbackWarning") == 1
+    assert "the compiled module is missing" in done.stderr
