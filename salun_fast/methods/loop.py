@@ -109,11 +109,24 @@ class Loop:
         with torch.autocast(
             images.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"
         ):
-            logits = self.model(images)
+            logits = self._logits(images)
         loss = F.cross_entropy(logits.float(), labels)
         (-loss if self.plan.ascent else loss).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.model(images)
+        except ValueError as error:
+            if len(images) == 1 and "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "a batch holds a single image, too few for the batch statistics of this "
+                    "model's norm layers; use another batch_size, or hold_norm_stats=True where "
+                    "models are unlearned"
+                ) from error
+            raise
+        return logits
 
     def _set_lr(self, step: int) -> None:
         for group in self.optimizer.param_groups:

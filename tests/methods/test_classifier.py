@@ -259,6 +259,17 @@ def test_bad_input_is_named_before_anything_changes(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_batch_of_one_image_too_few_for_its_norm_layers_is_explained(forget, retain, quick):
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(36), torch.nn.Linear(36, 4)
+    )
+    one = forget.subset([0])
+    with pytest.raises(ValueError, match="a batch holds a single image.*hold_norm_stats=True"):
+        unlearn_classifier(model, one, retain, **quick)
+    held = unlearn_classifier(model, one, retain, hold_norm_stats=True, **quick)
+    assert held.certificate.holds
+
+
 def test_wrong_number_of_classes_is_an_error(model, forget, retain, quick):
     with pytest.raises(ValueError, match="num_classes is 5 and the model tells 4"):
         unlearn_classifier(model, forget, retain, num_classes=5, **quick)
