@@ -408,13 +408,14 @@ class SalUnOptimizer(Optimizer):
         self, mask: SaliencyMask, named: list[tuple[str, Tensor]], strict: bool
     ) -> None:
         mask.check(named, strict=strict)
-        trainable = [name for name, param in named if param.requires_grad]
-        entries = names.match(trainable, mask.words).values()
-        if not any(bool(mask.words[entry].any()) for entry in entries):
+        trainable = {name: param for name, param in named if param.requires_grad}
+        entries = names.match(trainable, mask.words)
+        fitting = [e for name, e in entries.items() if mask.shapes[e] == trainable[name].shape]
+        if not any(bool(mask.words[entry].any()) for entry in fitting):
             raise ValueError(
                 "the SaliencyMask selects no weight that this optimizer trains: expected a bit "
-                f"set for one of {_some(trainable)}, found ones only elsewhere, if at all. Rebuild "
-                "the mask for these parameters, or pass those it was made for"
+                f"set for one of {_some(list(trainable))}, found ones only elsewhere, if at all. "
+                "Rebuild the mask for these parameters, or pass those it was made for"
             )
 
 

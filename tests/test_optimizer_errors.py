@@ -109,6 +109,14 @@ def test_mask_that_selects_nothing_trainable_is_refused():
         SalUnOptimizer(named, mask=mask)
 
 
+def test_bits_for_a_parameter_of_another_shape_select_nothing():
+    optimizer = SalUnOptimizer([("w", _weight()), ("v", _weight())])
+    chosen = torch.ones(8, dtype=torch.bool)
+    mask = SaliencyMask.from_dict({"w": ~chosen, "v": torch.ones(5, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="selects no weight that this optimizer trains"):
+        optimizer.set_mask(mask, strict=False)
+
+
 def test_refused_mask_leaves_the_present_one():
     mask = SaliencyMask.from_dict({"w": torch.arange(8) < 3})
     optimizer = SalUnOptimizer([("w", _weight())], mask=mask)
