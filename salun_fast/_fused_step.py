@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
 from salun_fast import ops
+from salun_fast._capture import refuse_new_state
 from salun_fast._placed_mask import Item
 
 FUSED_CLASSES: tuple[type[torch.optim.Optimizer], ...] = (SGD, Adam, AdamW)
@@ -35,8 +36,8 @@ def fused_step(
             group,
             [items[i] for i in chosen],
             [states[i] for i in chosen],
-            _on(device, grad_scale),
-            _on(device, found_inf),
+            grad_scale,
+            found_inf,
         )
 
 
@@ -50,11 +51,12 @@ def _sgd(
     momentum = float(group["momentum"])
     buffers = []
     for item, state in zip(items, states, strict=True):
-        if momentum != 0 and state.get("momentum_buffer") is None:
-            # The op copies the gradient into the buffer at step 0, as torch does into a new one.
-            state["step"] = _zero_step(item.param)
         if momentum != 0:
-            buffers.append(_slot(state, "momentum_buffer", item.param))
+            fresh = state.get("momentum_buffer") is None
+            buffers.append(_slot(state, "momentum_buffer", item))
+            if fresh:
+                # The op copies the gradient into the buffer at step 0, as torch into a new one.
+                state["step"] = _zero_step(item.param)
     ops.masked_sgd_(
         [item.param for item in items],
         [item.grad for item in items],
@@ -81,7 +83,7 @@ def _adam(
     found_inf: Tensor | None,
 ) -> None:
     def moments(key: str) -> list[Tensor]:
-        return [_slot(state, key, item.param) for item, state in zip(items, states, strict=True)]
+        return [_slot(state, key, item) for item, state in zip(items, states, strict=True)]
 
     beta1, beta2 = group["betas"]
     ops.masked_adam_(
@@ -107,9 +109,12 @@ def _adam(
 def _steps(items: list[Item], states: list[State]) -> list[Tensor]:
     steps = []
     for item, state in zip(items, states, strict=True):
-        if "step" not in state:
-            state["step"] = _zero_step(item.param)
-        steps.append(state["step"])
+        step: Tensor | None = state.get("step")
+        if step is None or step.device != item.param.device:
+            refuse_new_state(item.name)
+            step = _zero_step(item.param) if step is None else step.to(item.param.device)
+            state["step"] = step
+        steps.append(step)
     return steps
 
 
@@ -117,13 +122,16 @@ def _zero_step(param: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=param.device)
 
 
-def _slot(state: State, key: str, param: Tensor) -> Tensor:
-    """State tensor ``key``: created as zeros, and laid out anew where its parameter was."""
+def _slot(state: State, key: str, item: Item) -> Tensor:
+    """State tensor ``key``: created as zeros; laid out anew where its parameter was, or moved."""
     tensor: Tensor | None = state.get(key)
+    param = item.param
     if tensor is None:
+        refuse_new_state(item.name)
         tensor = torch.zeros_like(param, dtype=torch.float32)
         state[key] = tensor
-    elif tensor.stride() != param.stride():
+    elif tensor.stride() != param.stride() or tensor.device != param.device:
+        refuse_new_state(item.name)
         tensor = laid_out(tensor, param)
         state[key] = tensor
     return tensor
@@ -132,10 +140,6 @@ def _slot(state: State, key: str, param: Tensor) -> Tensor:
 def laid_out(tensor: Tensor, param: Tensor) -> Tensor:
     """A fresh fp32 copy with the layout and on the device of ``param``."""
     return torch.empty_like(param, dtype=torch.float32).copy_(tensor)
-
-
-def _on(device: torch.device, value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.to(device)
 
 
 def adopt_state(state: State, saved: State, param: Tensor) -> None:

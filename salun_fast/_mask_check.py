@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from salun_fast import bits
 from salun_fast._placed_mask import Item, keep
@@ -31,12 +32,12 @@ class MaskWitness:
     def __init__(self, items: Sequence[tuple[Item, float]]) -> None:
         """``items``: each masked parameter with the learning rate of its group."""
         self._items = [item for item, _ in items]
-        self._before = [_sums(item) for item in self._items]
+        self._before = _all_sums(self._items)
         self.expects_change = any(_must_move(item, lr) for item, lr in items)
 
     def verify(self) -> None:
         """Raise :class:`MaskNotApplied` unless the step obeyed the mask."""
-        after = [_sums(item) for item in self._items]
+        after = _all_sums(self._items)
         for item, old, new in zip(self._items, self._before, after, strict=True):
             if old.frozen != new.frozen:
                 raise MaskNotApplied(
@@ -53,21 +54,28 @@ class MaskWitness:
             )
 
 
-def _sums(item: Item) -> _Sums:
-    """Position-weighted sums of bit patterns, modulo 2^64: one changed weight changes them."""
+def _all_sums(items: Sequence[Item]) -> list[_Sums]:
+    """The sums of each item, fetched from their devices at once."""
+    home = items[0].param.device
+    fetched = torch.stack([_sums(item).to(home) for item in items]).tolist()
+    return [_Sums(*pair) for pair in fetched]
+
+
+def _sums(item: Item) -> Tensor:
+    """Position-weighted sums of the bit patterns of frozen and of selected weights, modulo 2^64:
+    one changed weight changes them. int64 [2] on the parameter's device."""
     param, words = item.param, item.words
     flat = bits.in_memory_order(param.detach()).view(_INTEGERS[param.element_size()])
     size = min(_CHUNK, flat.numel())
     factors = torch.arange(size, device=param.device) * 0x9E3779B97F4A7C1 | 1  # odd: invertible
-    frozen = selected = 0
+    sums = torch.zeros(2, dtype=torch.int64, device=param.device)
     for begin in range(0, flat.numel(), _CHUNK):
         part = flat[begin : begin + _CHUNK].to(torch.int64)
         chunk = words[begin // bits.WORD_BITS : bits.word_count(begin + part.numel())]
         hashes = part * factors[: part.numel()]
-        chosen = int((hashes * bits.unpack(chunk, part.shape)).sum())
-        selected += chosen
-        frozen += int(hashes.sum()) - chosen
-    return _Sums(frozen % (1 << 64), selected % (1 << 64))
+        chosen = (hashes * bits.unpack(chunk, part.shape)).sum()
+        sums += torch.stack([hashes.sum() - chosen, chosen])
+    return sums
 
 
 def _must_move(item: Item, lr: float) -> bool:

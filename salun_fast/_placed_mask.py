@@ -80,14 +80,23 @@ def refuse_nonfinite(items: Sequence[Item]) -> None:
     """Raise :class:`NonfiniteGradientError` naming the first parameter of which a moving weight
     has no finite gradient.
 
-    A frozen weight's gradient does not matter, so the norms that look suspicious are taken again
-    under the mask.
+    One transfer from the device for all norms. A frozen weight's gradient does not matter, so
+    those that look suspicious are taken again under the mask.
     """
-    for item in items:
-        norm = torch.linalg.vector_norm(item.grad, dtype=torch.float32)
-        if not bool(norm.isfinite()) and not bool(masked_gradient(item).isfinite().all()):
+    for item in _suspicious(items):
+        if not bool(masked_gradient(item).isfinite().all()):
             raise NonfiniteGradientError(
                 f"the gradient of '{item.name}' holds NaN or infinity where weights would move; "
                 "nothing was changed. Lower the learning rate, clip gradients, or look at the "
                 "batch and the loss that made it"
             )
+
+
+def _suspicious(items: Sequence[Item]) -> list[Item]:
+    """Those whose norm is not finite: an infinite or NaN element, or a sum past fp32."""
+    if not items:
+        return []
+    home = items[0].param.device
+    norms = [torch.linalg.vector_norm(item.grad, dtype=torch.float32).to(home) for item in items]
+    finite = torch.stack(norms).isfinite().tolist()
+    return [item for item, good in zip(items, finite, strict=True) if not good]

@@ -163,7 +163,9 @@ def masked_sgd_(
     ``momentum_buffers``: fp32, laid out as the parameters, or [] without momentum; written.
     ``steps``: fp32 0-dim, how many steps each parameter has taken; written. ``masks``: words in
     memory order of the parameter, or an empty tensor where every weight moves. ``grad_scale``
-    divides the gradients; nothing at all changes where ``found_inf`` is not 0.
+    divides the gradients; nothing at all changes where ``found_inf`` is not 0. All lists are on
+    one device. ``lr``, ``grad_scale`` and ``found_inf`` may be there too: on a GPU nothing then
+    waits for their values; what is on the CPU is read there, at the call.
     A weight whose bit is 0 keeps its bytes, and its momentum too.
     """
     if not _pairs("params", params, "grads", grads):
@@ -172,8 +174,9 @@ def masked_sgd_(
     states = [("momentum_buffers", buffers)] if momentum != 0 else []
     aligned = _check_step(params, grads, states, steps, masks, names)
     torch.ops.salun_fast.masked_sgd_(
-        params, aligned, buffers, steps, masks, _scalar(lr), momentum, dampening, weight_decay,
-        nesterov, maximize, grad_scale, found_inf,
+        params, aligned, buffers, steps, masks, _rate(lr, params), momentum, dampening,
+        weight_decay, nesterov, maximize, _optional(grad_scale, params),
+        _optional(found_inf, params),
     )  # fmt: skip
     _written([*params, *buffers, *steps])
 
@@ -216,8 +219,9 @@ def masked_adam_(
         moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
     aligned = _check_step(params, grads, moments, steps, masks, names)
     torch.ops.salun_fast.masked_adam_(
-        params, aligned, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _scalar(lr),
-        betas[0], betas[1], eps, weight_decay, decoupled, maximize, grad_scale, found_inf,
+        params, aligned, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _rate(lr, params),
+        betas[0], betas[1], eps, weight_decay, decoupled, maximize,
+        _optional(grad_scale, params), _optional(found_inf, params),
     )  # fmt: skip
     _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps])
 
@@ -323,14 +327,14 @@ def _register() -> None:
         qualified = f"{_NAMESPACE}::{name}"
         torch.library.define(qualified, schema, tags=tuple(tags))
         torch.library.register_fake(qualified, fake)
-        torch.library.impl(qualified, "CompositeExplicitAutograd", _announced(twin))
+        torch.library.impl(qualified, "CompositeExplicitAutograd", _announced(name, twin))
 
 
-def _announced(twin: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference as a registered kernel: never reached unannounced."""
+def _announced(name: str, twin: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as a registered kernel: never reached unannounced, on CUDA only on demand."""
 
     def kernel(tensors: list[Tensor], *rest: Any) -> Any:
-        _load.announce_reference(tensors[0].device.type)
+        _load.admit_reference(name, tensors[0].device.type)
         return twin(tensors, *rest)
 
     return kernel
@@ -392,14 +396,20 @@ def _like(
                 f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)}, expected "
                 f"{tuple(model.shape)}"
             )
-        if tensor.device != model.device:
-            raise ValueError(
-                f"{role}: {_name(i, names)} is on {tensor.device}, expected {model.device}"
-            )
+        _check_beside(role, i, tensor, model, names)
         if not _same_layout(model, tensor):
             tensor = torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
         aligned.append(tensor)
     return aligned
+
+
+def _check_beside(role: str, index: int, tensor: Tensor, model: Tensor, names: Names) -> None:
+    """A kernel reads the pointers it is given: all must be of one device."""
+    if tensor.device != model.device:
+        raise ValueError(
+            f"{role}: {_name(index, names)} is on {tensor.device}, expected {model.device}; move "
+            "it there by .to()"
+        )
 
 
 def _same_layout(model: Tensor, tensor: Tensor) -> bool:
@@ -424,6 +434,7 @@ def _check_step(
         _pairs("params", params, role, state)
         _check_all(role, state, names, dtypes=(torch.float32,))
         for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
+            _check_beside(role, i, tensor, param, names)
             if tensor.shape != param.shape or not _same_layout(param, tensor):
                 raise ValueError(
                     f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
@@ -437,6 +448,7 @@ def _check_step(
                 f"steps: {_name(i, names)} is {step.dtype} of shape {tuple(step.shape)}; expected "
                 "a 0-dim float32 tensor"
             )
+        _check_beside("steps", i, step, params[i], names)
     _pairs("params", params, "masks", masks)
     for i, (param, words) in enumerate(zip(params, masks, strict=True)):
         expected = bits.word_count(param.numel())
@@ -445,14 +457,25 @@ def _check_step(
                 f"masks: {_name(i, names)} has {words.numel()} {words.dtype} words; expected "
                 f"{expected} int32 words for {param.numel()} weights, or none to move them all"
             )
+        if words.numel():
+            _check_beside("masks", i, words, param, names)
     return _like(params, grads, "grads", names)
 
 
-def _scalar(value: float | Tensor) -> Tensor:
+def _rate(value: float | Tensor, params: Sequence[Tensor]) -> Tensor:
     """A learning rate as the 0-dim tensor that the ops take; fp64 keeps a Python float exact."""
     if isinstance(value, Tensor):
-        return value
+        return _scalar(value, params)
     return torch.tensor(value, dtype=torch.float64)
+
+
+def _scalar(value: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """A 0-dim tensor where the op on ``params`` can read it: on their device, or on the CPU."""
+    return value if value.device.type == "cpu" else value.to(params[0].device)
+
+
+def _optional(value: Tensor | None, params: Sequence[Tensor]) -> Tensor | None:
+    return None if value is None else _scalar(value, params)
 
 
 def _empty_words(scores: Sequence[Tensor]) -> list[Tensor]:

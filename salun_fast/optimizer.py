@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
 from salun_fast import bits, names, ops
+from salun_fast._capture import capturing
 from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
@@ -47,8 +48,9 @@ class SalUnOptimizer(Optimizer):
     names that masks go by, unnamed parameters are called "group.index" ("0.3").
     ``optimizer_class``, ``defaults``: the class and its keyword arguments, validated by the class
     itself. SGD, Adam and AdamW run fused, in one pass over memory, with fp32 state for fp16 and
-    bf16 parameters (``foreach``, ``fused`` and ``capturable`` are accepted and change nothing);
-    every other class, and fp64 parameters, run through ``_general_step``.
+    bf16 parameters; ``foreach``, ``fused`` and ``capturable``, where the class has them, are
+    accepted and change nothing. Every other class, and fp64 parameters, run through
+    ``_general_step``, where these options are the wrapped step's own.
     ``mask``: a :class:`SaliencyMask`, or None for the wrapped optimizer as it is. A parameter
     without an entry in the mask moves as a whole.
     ``state``: "dense" is what exists.
@@ -60,6 +62,13 @@ class SalUnOptimizer(Optimizer):
 
     ``.grad`` is never written by a step. The first step after the mask is set checks that it acts,
     and raises :class:`MaskNotApplied` if not; steps under ``torch.compile`` are not checked.
+
+    On a GPU a fused step waits for nothing: state, ``step`` included, and mask lie beside the
+    parameters, and a tensor ``lr`` is read by the kernel. Only the check of the first step and
+    ``error_if_nonfinite`` fetch values. So after one ordinary step, which creates the state, a
+    step can be captured in a CUDA graph, which neither check looks into. An ``lr`` that is to
+    change between replays must be a tensor on the GPU; a number, or a tensor on the CPU, is read
+    once, at capture.
     """
 
     def __init__(
@@ -203,7 +212,7 @@ class SalUnOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = self._collect()
-        if self._error_if_nonfinite and not torch.compiler.is_compiling() and not self._skips():
+        if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
         witness = self._witness(work)
         if self._step_supports_amp_scaling:
@@ -260,17 +269,21 @@ class SalUnOptimizer(Optimizer):
         """Checksums for the first masked steps; none once the mask was seen to act."""
         if torch.compiler.is_compiling() or not self._checks_left or self._freeze != "exact":
             return None
-        if self._dense_steps or self._skips():
+        if self._dense_steps or not self._sees_values():
             return None
         scale = getattr(self, "grad_scale", None)
         divisor = 1.0 if scale is None else float(scale)
-        masked = [
-            (item, float(group["lr"]) / divisor)
-            for pairs in work
-            for item, group in pairs
-            if item.words.numel()
-        ]
+        masked: list[tuple[Item, float]] = []
+        for group, pairs in zip(self.param_groups, work, strict=True):
+            items = [item for item, _ in pairs if item.words.numel()]
+            if items:
+                lr = float(group["lr"]) / divisor
+                masked += [(item, lr) for item in items]
         return MaskWitness(masked) if masked else None
+
+    def _sees_values(self) -> bool:
+        """Whether this step can be checked: it is neither compiled, nor captured, nor skipped."""
+        return not torch.compiler.is_compiling() and not capturing() and not self._skips()
 
     def _skips(self) -> bool:
         """Whether ``GradScaler`` found an overflow: this step changes nothing."""
