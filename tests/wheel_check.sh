@@ -13,7 +13,8 @@ cp pyproject.toml "$work/suite/"
 
 check() {  # check ENVIRONMENT: install the wheel there and run the op tests
   "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
-  (cd "$work/suite" && "$1/bin/python" -m pytest tests/ops tests/test_bits.py -p no:cacheprovider)
+  (cd "$work/suite" && "$1/bin/python" -m pytest tests/ops tests/test_bits.py tests/test_load.py \
+    -p no:cacheprovider)
 }
 
 echo "== the torch that built the wheel"
