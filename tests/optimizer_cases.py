@@ -66,10 +66,12 @@ def case_id(value: Any) -> str:
     return value.name if isinstance(value, Case) else str(value).removeprefix("torch.")
 
 
-def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Parameter]:
+def parameters(
+    dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
+) -> list[Parameter]:
     """Awkward shapes and layouts, with -0.0, a subnormal and a view off the 16-byte boundary."""
-    tensors = awkward_tensors(dtype, seed)
-    base = awkward_tensors(dtype, seed + 1)[6]
+    tensors = [tensor.to(device) for tensor in awkward_tensors(dtype, seed)]
+    base = awkward_tensors(dtype, seed + 1)[6].to(device)
     tensors.append(base[3:])
     tensors[4][:2] = torch.tensor([-0.0, 1e-40])
     return [Parameter(tensor) for tensor in tensors]
@@ -98,7 +100,7 @@ def give_gradients(params: list[Parameter], step: int, poison: list[Tensor] | No
     """
     generator = torch.Generator().manual_seed(100 + step)
     for i, param in enumerate(params):
-        grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        grad = torch.randn(param.shape, generator=generator).to(param)
         if poison is not None:
             bad = float("nan") if i % 2 else float("inf")
             grad = grad.masked_fill(~poison[i], bad)
