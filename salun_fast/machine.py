@@ -29,17 +29,30 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def facts() -> dict[str, str | int | None]:
-    """What a reader needs to judge a run time: versions, processor, threads, active kernels."""
-    status = _load.status()
-    return {
+def facts(device: torch.device | str = "cpu") -> dict[str, str | int | None]:
+    """What a reader needs to judge a run time: versions, processor, threads, the GPU if that is
+    where it ran, and the kernels that were active there."""
+    device = torch.device(device)
+    found: dict[str, str | int | None] = {
         **versions(),
         "platform": platform.platform(terse=True),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernels": f"native, {status.isa}" if status.native else "plain-torch reference",
     }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found | {"kernels": kernels(device)}
+
+
+def kernels(device: torch.device) -> str:
+    """Which implementation of the ops runs on ``device``."""
+    status = _load.status()
+    if device.type == "cpu" and status.native:
+        return f"native, {status.isa}"
+    if device.type == "cuda" and status.cuda.loaded:
+        return f"native, CUDA {status.build['cuda_toolkit']}"
+    return "plain-torch reference"
 
 
 def processor() -> str:

@@ -79,7 +79,7 @@ class RunFolder:
             "command": command,
             **asdict(config),
             "versions": machine.versions(),
-            "machine": machine.facts(),
+            "machine": machine.facts(config.device),
         }
         files.write_text(self.config_file, configs.to_yaml(content))
 

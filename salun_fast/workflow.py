@@ -226,8 +226,12 @@ def _device(config: RunConfig) -> torch.device:
         device = torch.device(config.device)
     except RuntimeError as error:
         raise ValueError(f"device {config.device!r} is not known to torch") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {config.device!r} is not available here; use device=cpu")
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= usable:
+        raise ValueError(
+            f"device {config.device!r} is not available here: torch can use {usable} GPUs; use "
+            f"device=cpu{', or a number below that' if usable else ', see salun-fast doctor'}"
+        )
     return device
 
 
@@ -244,7 +248,7 @@ def _judged(config: RunConfig, task: Task, model: nn.Module, method: str) -> Rec
         "overrides": {},
         "metrics": _measured(config, task, model).as_dict(),
         "examples": examples(model, task.forget, task.indices),
-        "machine": machine.facts(),
+        "machine": machine.facts(config.device),
     }
 
 
