@@ -72,7 +72,8 @@ def unlearn_classifier(
         ``resume`` the run continues from it, bit-equal to one that was never interrupted.
     on_epoch: called with the EpochRecord of every epoch.
 
-    Runs on the model's device. Same seed, machine and thread count: same weights, bit for bit.
+    Runs on the model's device. Same seed, machine and thread count: same weights, bit for bit; on
+    a GPU as far as torch's own kernels repeat themselves (``torch.use_deterministic_algorithms``).
     Without hold_norm_stats the batch-norm statistics move even where every weight is frozen:
     they are buffers and no mask covers them. Raises ValueError or TypeError before anything is
     trained; warns when there is no retain data, without which accuracy collapses.

@@ -40,7 +40,7 @@ def train_classifier(
     train, test: as for ``unlearn_classifier``. overrides: fields of TrainSettings. A checkpoint
     is written to ``run_dir/checkpoints`` after every epoch; with ``resume`` the run continues
     from it, bit-equal to one that was never interrupted. Same seed, machine and thread count:
-    same weights, bit for bit.
+    same weights, bit for bit; on a GPU as far as torch's own kernels repeat themselves.
     """
     settings = override(TrainSettings(), overrides)
     device = device_of(model)
