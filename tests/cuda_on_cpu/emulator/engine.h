@@ -1,0 +1,75 @@
+// What kernels ask of the engine: where they run, collectives, fences, and a launch.
+#pragma once
+#include <cstdint>
+#include <source_location>
+
+#include "types.h"
+
+namespace cuda_on_cpu {
+
+constexpr int kWarpSize = 32;
+
+// The indices of one CUDA thread.
+struct Place {
+  uint3 thread, block;
+  dim3 block_size, grid_size;
+};
+
+// Of the CUDA thread that calls. Not inline: what the engine writes, sanitizers need not see.
+[[gnu::pure]] const Place& here();
+[[gnu::pure]] int lane();
+
+enum class Collective : uint8_t {
+  // of a block
+  barrier,
+  barrier_count,
+  barrier_and,
+  barrier_or,
+  // of a warp
+  sync,
+  ballot,
+  any,
+  all,
+  shuffle,
+  match_any,
+  reduce_add,
+  reduce_min,
+  reduce_max,
+  reduce_and,
+  reduce_or,
+  reduce_xor,
+};
+
+using Site = std::source_location;
+
+// Returns when all threads of the block have arrived.
+uint64_t meet_block(Collective kind, bool predicate, Site site);
+
+// Returns when all lanes of `mask` have arrived at the same site. `source`: the lane to read from.
+uint64_t meet_warp(Collective kind, unsigned mask, uint64_t value, int source, Site site);
+
+// __threadfence(): what came before is seen by whoever reads, and then fences, an atomic that is
+// written after it.
+void fence();
+
+// Before each atomic operation: orders memory by fences, and lets others run who are waited for.
+void before_atomic(void* address);
+
+// Runs call(kernel) once per thread. Throws std::runtime_error("cuda_on_cpu: ...").
+void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* kernel);
+
+template <class Kernel>
+void launch(dim3 grid, dim3 block, const Kernel& kernel) {
+  auto call = [](const void* self) { (*static_cast<const Kernel*>(self))(); };
+  launch(grid, block, call, &kernel);
+}
+
+}  // namespace cuda_on_cpu
+
+// Arguments are copied when the kernel is launched, as on a GPU. The stream is of no account: a
+// launch is over when this returns.
+#define LAUNCH(kernel, grid, block, stream, ...)                        \
+  do {                                                                  \
+    static_cast<void>(stream);                                          \
+    ::cuda_on_cpu::launch(grid, block, [=] { (kernel)(__VA_ARGS__); }); \
+  } while (0)
