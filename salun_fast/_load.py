@@ -82,6 +82,12 @@ def status() -> LoadStatus:
     )
 
 
+def has_kernels(device_type: str) -> bool:
+    """Whether ops on this kind of device run compiled."""
+    active = status()
+    return active.native if device_type == "cpu" else device_type == "cuda" and active.cuda.loaded
+
+
 def load_cuda(library: Path, build: dict[str, Any]) -> CudaStatus:
     """Load the CUDA ops where this torch has the symbols that they need."""
     found = str(library) if library.is_file() else None

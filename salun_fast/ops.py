@@ -172,11 +172,13 @@ def masked_sgd_(
         return
     buffers = momentum_buffers if momentum != 0 else []
     states = [("momentum_buffers", buffers)] if momentum != 0 else []
-    aligned = _check_step(params, grads, states, steps, masks, names)
-    torch.ops.salun_fast.masked_sgd_(
-        params, aligned, buffers, steps, masks, _rate(lr, params), momentum, dampening,
-        weight_decay, nesterov, maximize, _optional(grad_scale, params),
-        _optional(found_inf, params),
+    rest = (
+        buffers, steps, masks, _rate(lr, params), momentum, dampening, weight_decay, nesterov,
+        maximize, _optional(grad_scale, params), _optional(found_inf, params),
+    )  # fmt: skip
+    _take_step(
+        lambda aligned: torch.ops.salun_fast.masked_sgd_(params, aligned, *rest),
+        params, grads, states, steps, masks, names,
     )  # fmt: skip
     _written([*params, *buffers, *steps])
 
@@ -217,11 +219,14 @@ def masked_adam_(
     moments = [("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)]
     if max_exp_avg_sqs:
         moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
-    aligned = _check_step(params, grads, moments, steps, masks, names)
-    torch.ops.salun_fast.masked_adam_(
-        params, aligned, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _rate(lr, params),
-        betas[0], betas[1], eps, weight_decay, decoupled, maximize,
-        _optional(grad_scale, params), _optional(found_inf, params),
+    rest = (
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _rate(lr, params), betas[0],
+        betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
+        _optional(found_inf, params),
+    )  # fmt: skip
+    _take_step(
+        lambda aligned: torch.ops.salun_fast.masked_adam_(params, aligned, *rest),
+        params, grads, moments, steps, masks, names,
     )  # fmt: skip
     _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps])
 
@@ -418,6 +423,43 @@ def _same_layout(model: Tensor, tensor: Tensor) -> bool:
         size == 1 or mine == theirs
         for size, mine, theirs in zip(model.shape, model.stride(), tensor.stride(), strict=True)
     )
+
+
+def _take_step(
+    call: Callable[[Sequence[Tensor]], None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[tuple[str, Sequence[Tensor]]],
+    steps: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    names: Names,
+) -> None:
+    """Run ``call`` on the gradients, laid out as the parameters.
+
+    A kernel refuses what it cannot take before it writes. So where a kernel runs, every tensor is
+    looked at, and the misfit named, only after a refusal: with hundreds of parameters on a GPU
+    that look costs more than the step.
+    """
+    refusal: RuntimeError | None = None
+    if _reaches_a_kernel([params, grads, *(state for _, state in states), steps, masks]):
+        try:
+            return call(grads)
+        except RuntimeError as error:
+            refusal = error
+    aligned = _check_step(params, grads, states, steps, masks, names)
+    if refusal is not None and all(a is b for a, b in zip(aligned, grads, strict=True)):
+        raise refusal
+    return call(aligned)
+
+
+def _reaches_a_kernel(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether a call with these tensors goes to a kernel: one lone tensor that is sparse or on
+    another device would take it elsewhere."""
+    device = lists[0][0].device
+    if torch.compiler.is_compiling() or not _load.has_kernels(device.type):
+        return False
+    strided = torch.strided
+    return all(t.device == device and t.layout is strided for tensors in lists for t in tensors)
 
 
 def _check_step(

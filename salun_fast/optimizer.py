@@ -235,15 +235,16 @@ class SalUnOptimizer(Optimizer):
         """Per group the parameters that have a gradient; all are checked before any is stepped."""
         work: list[list[tuple[Item, dict[str, Any]]]] = []
         for index, group in enumerate(self.param_groups):
-            items: dict[Tensor, tuple[Item, dict[str, Any]]] = {}
+            items: dict[int, tuple[Item, dict[str, Any]]] = {}  # by id: hashing tensors is slow
             for name, param in _named_in(index, group):
-                if param.grad is None or param in items:
+                grad = param.grad
+                if grad is None or id(param) in items:
                     continue
-                _check_gradient(name, param.grad)
+                _check_gradient(name, grad)
                 words = self._placed.words(name, param)
                 if self._dense_steps:
                     words = words[:0]
-                items[param] = (Item(name, param, param.grad, words), group)
+                items[id(param)] = (Item(name, param, grad, words), group)
             work.append(list(items.values()))
         return work
 
