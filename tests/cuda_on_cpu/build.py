@@ -34,7 +34,7 @@ class Kind:
 
     optimize: tuple[str, ...]
     sanitize: tuple[str, ...] = ()
-    runtime: str = ""  # to be loaded before anything else
+    runtime: tuple[str, ...] = ()  # to be loaded before anything else
 
 
 KINDS = {
@@ -42,9 +42,9 @@ KINDS = {
     "address": Kind(
         ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"),
         ("-fsanitize=address,undefined",),
-        "libasan.so",
+        ("libasan.so", "libstdc++.so"),
     ),
-    "thread": Kind(("-O1", "-g1"), ("-fsanitize=thread",), "libtsan.so"),
+    "thread": Kind(("-O1", "-g1"), ("-fsanitize=thread",), ("libtsan.so", "libstdc++.so")),
 }
 
 
@@ -99,10 +99,10 @@ def program(kind: str, sources: Sequence[Path]) -> Path:
     return _link(kind, _compile(kind, _Tree(CSRC), [*_engine_sources(), *sources]), "program", [])
 
 
-def runtime(kind: str) -> str:
-    """The sanitizer's library, for LD_PRELOAD; empty for plain."""
-    name = KINDS[kind].runtime
-    return _output(compiler(), f"-print-file-name={name}").strip() if name else ""
+def preload(kind: str) -> str:
+    """For LD_PRELOAD: the sanitizer's library, and the C++ one, whose exceptions it must know."""
+    names = KINDS[kind].runtime
+    return ":".join(_output(compiler(), f"-print-file-name={name}").strip() for name in names)
 
 
 # --- compiling ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from salun_fast import ops, reference
 from salun_fast.ops import FLOATS
 from tests.conftest import awkward_tensors, clones, same_bytes
+from tests.ops.sizes import BIG
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -53,11 +54,11 @@ def test_ties_zeros_and_subnormals(pairs, fraction):
 
 def test_the_sampling_path_is_exact_too(two_threads):
     generator = torch.Generator().manual_seed(0)
-    params = [torch.randn(2_500_000, generator=generator)]
-    anchors = [torch.randn(2_500_000, generator=generator)]
+    params = [torch.randn(BIG, generator=generator)]
+    anchors = [torch.randn(BIG, generator=generator)]
     expected = clones(params)
-    ops.soft_threshold_(params, anchors, 1_000_000)
-    reference.soft_threshold_(expected, anchors, 1_000_000)
+    ops.soft_threshold_(params, anchors, BIG // 5 * 2)
+    reference.soft_threshold_(expected, anchors, BIG // 5 * 2)
     assert same_bytes(params[0], expected[0])
 
 

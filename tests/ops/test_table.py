@@ -49,6 +49,7 @@ def _arguments(name: str) -> tuple:
     }[name]()  # fmt: skip
 
 
+@pytest.mark.cpu_only
 def test_every_op_of_the_table_is_exercised_below_and_has_a_kernel():
     assert _load.status().native, _load.status().reason
     for name in ops.TABLE:
@@ -146,6 +147,7 @@ def _run(snippet: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.cpu_only
 def test_every_instruction_set_and_thread_count_gives_the_same_bits():
     digests = {}
     for isa in _load.status().available_isas:
@@ -158,6 +160,7 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits():
     assert len(set(digests.values())) == 1, digests
 
 
+@pytest.mark.cpu_only
 def test_the_reference_gives_the_bits_of_the_kernels_with_one_warning():
     native = json.loads(_run(SNIPPET.format(threads=2)).stdout)
     done = _run(SNIPPET.format(threads=2), SALUN_FAST_NATIVE="0")
@@ -167,12 +170,14 @@ def test_the_reference_gives_the_bits_of_the_kernels_with_one_warning():
     assert "SALUN_FAST_NATIVE=0 is set" in done.stderr
 
 
+@pytest.mark.cpu_only
 def test_an_instruction_set_that_cannot_run_here_is_refused():
     done = _run("import salun_fast", SALUN_FAST_ISA="avx1024")
     assert done.returncode != 0
     assert "SALUN_FAST_ISA=avx1024 cannot run here: expected one of baseline" in done.stderr
 
 
+@pytest.mark.cpu_only
 def test_tensors_on_a_device_without_a_kernel_never_reach_the_reference_unannounced():
     done = _run(
         "import warnings; warnings.simplefilter('error');"
@@ -181,6 +186,7 @@ def test_tensors_on_a_device_without_a_kernel_never_reach_the_reference_unannoun
     assert "no kernel for 'xpu' is built in" in done.stderr
 
 
+@pytest.mark.cpu_only
 def test_importing_salun_fast_is_light():
     done = _run(
         "import sys, torch, salun_fast;"
@@ -190,6 +196,7 @@ def test_importing_salun_fast_is_light():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.cpu_only
 def test_fakes_have_the_shapes_of_the_results():
     with torch._subclasses.FakeTensorMode() as mode:
         fake = [mode.from_tensor(t) for t in _tensors(1)]
