@@ -7,7 +7,7 @@ import torch
 
 from salun_fast import gpu
 
-DEFAULT = "80-real;90"
+DEFAULT = "80-real 90"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _told(monkeypatch, status, gpus=(), driver=None, trial=""):
 
 H100 = gpu.Gpu(0, "NVIDIA H100", (9, 0))
 T4 = gpu.Gpu(1, "Tesla T4", (7, 5))
-BUILD = {"version": "1", "cuda_toolkit": "13.0", "cuda_architectures": "80-real;90"}
+BUILD = {"version": "1", "cuda_toolkit": "13.0", "cuda_architectures": "80-real 90"}
 LOADED = _load.LoadStatus(
     native=True, build=BUILD, cuda=_load.CudaStatus(True, "", "libsalun_fast_cuda.so")
 )
@@ -76,10 +76,10 @@ def test_doctor_judges_every_gpu(monkeypatch):
     for words in (
         "CUDA kernels loaded",
         "built with toolkit 13.0",
-        "built for 80-real;90",
+        "built for 80-real 90",
         "driver serves CUDA 13.1",
         "GPU 0 NVIDIA H100, compute capability 9.0; machine code for sm_90; a masked step ran",
-        "GPU 1 Tesla T4, compute capability 7.5; not covered by 80-real;90; a masked step ran",
+        "GPU 1 Tesla T4, compute capability 7.5; not covered by 80-real 90; a masked step ran",
     ):
         assert words in told
     assert "built with cuda_toolkit" not in told
