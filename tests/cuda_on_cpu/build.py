@@ -99,10 +99,30 @@ def program(kind: str, sources: Sequence[Path]) -> Path:
     return _link(kind, _compile(kind, _Tree(CSRC), [*_engine_sources(), *sources]), "program", [])
 
 
-def preload(kind: str) -> str:
-    """For LD_PRELOAD: the sanitizer's library, and the C++ one, whose exceptions it must know."""
+def command(kind: str, *arguments: str) -> list[str]:
+    """How to start a program of this kind: older thread sanitizers want addresses to stay put."""
+    return ["setarch", platform.machine(), "-R", *arguments] if kind == "thread" else [*arguments]
+
+
+def environment(kind: str, **more: str) -> dict[str, str]:
+    """Of a process that runs kernels of this kind."""
+    return {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "TSAN_OPTIONS": "halt_on_error=1 ignore_noninstrumented_modules=1 atexit_sleep_ms=0",
+        **more,
+    }
+
+
+def python_environment(kind: str, **more: str) -> dict[str, str]:
+    """The same for Python, which must load the sanitizer before all else, and for it the library
+    of the exceptions that it watches. The CPU kernels are not asked: an editable install would
+    build them anew, under the sanitizer."""
     names = KINDS[kind].runtime
-    return ":".join(_output(compiler(), f"-print-file-name={name}").strip() for name in names)
+    found = [_output(compiler(), f"-print-file-name={name}").strip() for name in names]
+    return environment(
+        kind, LD_PRELOAD=":".join(found), OMP_NUM_THREADS="1", SALUN_FAST_NATIVE="0", **more
+    )
 
 
 # --- compiling ------------------------------------------------------------------------------------

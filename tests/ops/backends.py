@@ -7,7 +7,6 @@ real GPU gets copies, and what it wrote is copied back.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,19 +108,3 @@ def _on_the_cpu(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_on_the_cpu(item) for item in value)
     return value.cpu() if isinstance(value, Tensor) else value
-
-
-# --- for subprocesses that run the op tests on a library of their own -----------------------------
-
-
-def environment_for(kind: str, **more: str) -> dict[str, str]:
-    """What a process needs that loads a library of this kind: the sanitizer, before all else."""
-    return {
-        **os.environ,
-        "SALUN_FAST_NATIVE": "0",  # the CPU kernels are not asked, nor built anew under a sanitizer
-        "OMP_NUM_THREADS": "1",
-        "LD_PRELOAD": build.preload(kind),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "TSAN_OPTIONS": "halt_on_error=1 ignore_noninstrumented_modules=1",
-        **more,
-    }

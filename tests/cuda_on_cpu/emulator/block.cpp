@@ -51,6 +51,7 @@ void Block::begin(uint64_t index) {
 void Block::end() {
   for (Thread& thread : threads_) {
     if (!thread.fibre) continue;
+    release_to_host(thread);
     thread.fibre->abandon();
     FibrePool::instance().give_back(thread.fibre);
   }
@@ -101,19 +102,23 @@ void Block::start(Thread& thread) {
 }
 
 void Block::finish(Thread& thread) {
-  if (watches_threads()) {
-    __tsan_switch_to_fiber(thread.fibre->tsan(), kWithoutOrder);
-    __tsan_release(&launch_->end);
-    __tsan_switch_to_fiber(scheduler_.tsan, kWithoutOrder);
-  }
+  release_to_host(thread);
   FibrePool::instance().give_back(thread.fibre);
   thread.fibre = nullptr;
+}
+
+// What the thread did is seen by whoever waits for the launch.
+void Block::release_to_host(Thread& thread) {
+  if (!watches_threads()) return;
+  __tsan_switch_to_fiber(thread.fibre->tsan(), kWithoutOrder);
+  __tsan_release(&launch_->end);
+  __tsan_switch_to_fiber(scheduler_.tsan, kWithoutOrder);
 }
 
 void Block::thread_body() {
   Block& block = *in_progress;
   Fibre::arrived(block.scheduler_);
-  block.launch_->call(block.launch_->kernel);
+  block.launch_->call(block.launch_->context);
   Thread& thread = block.current();
   thread.state = State::done;
   thread.fibre->leave(block.scheduler_, true);
@@ -152,6 +157,7 @@ bool Block::in_mask(const Thread& caller, const Thread& other) const {
 // Completes the collective of a warp if all lanes that its mask names are there.
 void Block::try_collective(Thread& last) {
   std::span<Thread> warp = warp_of(last);
+  if (!in_mask(last, last)) return report_foreign_mask(last);
   if (last.arrival.mask >> 1 >> (warp.size() - 1)) return;  // names lanes that do not exist
   std::array<Thread*, kWarpSize> members;
   size_t count = 0;
@@ -214,6 +220,12 @@ void Fences::before_atomic(void* address) {
 // --- reports -------------------------------------------------------------------------------------
 
 void Block::fail(const std::string& why) { launch_->fail(why); }
+
+void Block::report_foreign_mask(const Thread& thread) {
+  fail(describe(thread) + ": the mask " + hexadecimal(thread.arrival.mask) + " of " +
+       name_of(thread.arrival.kind) + describe(thread.arrival.site) +
+       " lacks the caller's own lane");
+}
 
 // No thread can run and the block cannot go on: some wait for what will not come.
 void Block::report_deadlock() {
@@ -279,11 +291,7 @@ uint64_t meet_block(Collective kind, bool predicate, Site site) {
 }
 
 uint64_t meet_warp(Collective kind, unsigned mask, uint64_t value, int source, Site site) {
-  Block& block = *in_progress;
-  if (!(mask >> lane() & 1u))
-    block.fail(describe(block.current()) + ": the mask " + hexadecimal(mask) + " of " +
-               name_of(kind) + describe(site) + " lacks the caller's own lane");
-  return block.meet(State::at_warp, {kind, mask, value, source, site});
+  return in_progress->meet(State::at_warp, {kind, mask, value, source, site});
 }
 
 void fence() { in_progress->current().fences.fence(); }

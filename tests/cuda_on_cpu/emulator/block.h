@@ -57,7 +57,6 @@ class Block {
   Thread& current() { return *current_; }
   uint64_t meet(Thread::State state, const Arrival& arrival);
   void before_atomic(void* address);
-  void fail(const std::string& why);
 
  private:
   void begin(uint64_t index);
@@ -67,6 +66,7 @@ class Block {
   void take_turn(Thread& thread);
   void start(Thread& thread);
   void finish(Thread& thread);
+  void release_to_host(Thread& thread);
   void leave();
   static void thread_body();
 
@@ -77,6 +77,8 @@ class Block {
   bool try_barrier();
   void order_memory(std::span<Thread* const> threads);
 
+  void fail(const std::string& why);
+  void report_foreign_mask(const Thread& thread);
   void report_divergent_barrier();
   void report_deadlock();
   std::string why_stuck(const Thread& thread);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <source_location>
+#include <tuple>
 
 #include "types.h"
 
@@ -55,21 +56,30 @@ void fence();
 // Before each atomic operation: orders memory by fences, and lets others run who are waited for.
 void before_atomic(void* address);
 
-// Runs call(kernel) once per thread. Throws std::runtime_error("cuda_on_cpu: ...").
-void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* kernel);
+// Runs call(context) once per thread. Throws std::runtime_error("cuda_on_cpu: ...").
+void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* context);
 
-template <class Kernel>
-void launch(dim3 grid, dim3 block, const Kernel& kernel) {
-  auto call = [](const void* self) { (*static_cast<const Kernel*>(self))(); };
-  launch(grid, block, call, &kernel);
+// The arguments become the kernel's parameters here, once, as on a GPU; each thread gets a copy.
+template <class... Parameters, class... Arguments>
+void launch_kernel(dim3 grid, dim3 block, void (*kernel)(Parameters...),
+                   const Arguments&... arguments) {
+  struct Context {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> parameters;
+  };
+  const Context context = {kernel, std::tuple<Parameters...>(arguments...)};
+  auto call = [](const void* pointer) {
+    auto* self = static_cast<const Context*>(pointer);
+    std::apply(self->kernel, self->parameters);
+  };
+  launch(grid, block, call, &context);
 }
 
 }  // namespace cuda_on_cpu
 
-// Arguments are copied when the kernel is launched, as on a GPU. The stream is of no account: a
-// launch is over when this returns.
-#define LAUNCH(kernel, grid, block, stream, ...)                        \
-  do {                                                                  \
-    static_cast<void>(stream);                                          \
-    ::cuda_on_cpu::launch(grid, block, [=] { (kernel)(__VA_ARGS__); }); \
+// The stream is of no account: a launch is over when this returns.
+#define LAUNCH(kernel, grid, block, stream, ...)                                  \
+  do {                                                                            \
+    static_cast<void>(stream);                                                    \
+    ::cuda_on_cpu::launch_kernel(grid, block, kernel __VA_OPT__(, ) __VA_ARGS__); \
   } while (0)

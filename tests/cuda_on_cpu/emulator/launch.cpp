@@ -58,11 +58,11 @@ void run_side_by_side(Launch& launch, const std::vector<uint64_t>& order) {
 }  // namespace
 
 Launch::Launch(dim3 grid_size, dim3 block_size, void (*kernel_call)(const void*),
-               const void* the_kernel)
+               const void* call_context)
     : grid(grid_size),
       block(block_size),
       call(kernel_call),
-      kernel(the_kernel),
+      context(call_context),
       order(Order::from_environment()) {
   bool alone = watches_threads() || watches_addresses();
   if (!alone) workers = int(number_from_environment("CUDA_ON_CPU_WORKERS", 1));
@@ -77,11 +77,11 @@ void Launch::fail(const std::string& why) {
   has_failed_ = true;
 }
 
-void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* kernel) {
+void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* context) {
   static std::mutex one_at_a_time;
   check(grid, block);
   std::lock_guard guard(one_at_a_time);
-  Launch launch(grid, block, call, kernel);
+  Launch launch(grid, block, call, context);
   std::vector<uint64_t> order = launch.order.of(launch.blocks());
   ++launches;
   if (watches_threads()) {

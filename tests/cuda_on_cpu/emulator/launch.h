@@ -12,7 +12,8 @@
 namespace cuda_on_cpu {
 
 struct Launch {
-  Launch(dim3 grid_size, dim3 block_size, void (*kernel_call)(const void*), const void* the_kernel);
+  Launch(dim3 grid_size, dim3 block_size, void (*kernel_call)(const void*),
+         const void* call_context);
 
   uint64_t blocks() const { return uint64_t(grid.x) * grid.y * grid.z; }
   unsigned threads() const { return block.x * block.y * block.z; }
@@ -26,7 +27,7 @@ struct Launch {
 
   const dim3 grid, block;
   void (*const call)(const void*);
-  const void* const kernel;
+  const void* const context;
   Order order;
   int workers = 1;
 
