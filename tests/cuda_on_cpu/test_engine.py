@@ -75,8 +75,9 @@ def test_sound_kernels_give_their_results_in_any_order(kind, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_blocks_may_run_side_by_side(order):
-    done = _run("plain", *SOUND, order=order, CUDA_ON_CPU_WORKERS="3")
+@pytest.mark.parametrize("kind", ["plain", "thread"])
+def test_blocks_may_run_side_by_side(kind, order):
+    done = _run(kind, *SOUND, order=order, CUDA_ON_CPU_WORKERS="3")
     assert done == (0, f"{len(SOUND)} held\n")
 
 

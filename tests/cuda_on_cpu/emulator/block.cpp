@@ -19,6 +19,14 @@ uint3 index_in(dim3 size, uint64_t i) {
   return {unsigned(i % size.x), unsigned(i / size.x % size.y), unsigned(i / size.x / size.y)};
 }
 
+std::string listed(uint3 i) {
+  return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
+}
+
+std::string told(Site site) {
+  return std::string(" at ") + site.file_name() + ":" + std::to_string(site.line());
+}
+
 }  // namespace
 
 Block* block_in_progress() { return in_progress; }
@@ -34,16 +42,17 @@ void Block::run(Launch& launch, uint64_t index) {
 }
 
 void Block::begin(uint64_t index) {
+  Unwatched quiet;
   prepare_shared_memory();
   in_progress = this;
+  index_ = index_in(launch_->grid, index);
   if (watches_threads()) scheduler_.tsan = __tsan_get_current_fiber();
   order_ = launch_->order.for_block(index);
   turns_ = order_.of(launch_->threads());
   threads_.assign(launch_->threads(), Thread{});
   for (unsigned i = 0; i < threads_.size(); ++i) {
     threads_[i].id = i;
-    threads_[i].place = {index_in(launch_->block, i), index_in(launch_->grid, index),
-                         launch_->block, launch_->grid};
+    threads_[i].index = index_in(launch_->block, i);
     threads_[i].patience = order_.patience();
   }
 }
@@ -96,7 +105,8 @@ void Block::start(Thread& thread) {
   thread.fibre = FibrePool::instance().take();
   thread.fibre->prepare(&Block::thread_body);
   if (!watches_threads()) return;
-  __tsan_switch_to_fiber(thread.fibre->tsan(), kWithoutOrder);
+  // This OS thread's own variables, the shared memory among them, were there before.
+  __tsan_switch_to_fiber(thread.fibre->tsan(), kInOrder);
   __tsan_acquire(&launch_->begin);
   __tsan_switch_to_fiber(scheduler_.tsan, kWithoutOrder);
 }
@@ -223,8 +233,7 @@ void Block::fail(const std::string& why) { launch_->fail(why); }
 
 void Block::report_foreign_mask(const Thread& thread) {
   fail(describe(thread) + ": the mask " + hexadecimal(thread.arrival.mask) + " of " +
-       name_of(thread.arrival.kind) + describe(thread.arrival.site) +
-       " lacks the caller's own lane");
+       name_of(thread.arrival.kind) + told(thread.arrival.site) + " lacks the caller's own lane");
 }
 
 // No thread can run and the block cannot go on: some wait for what will not come.
@@ -239,19 +248,19 @@ void Block::report_divergent_barrier() {
   auto waits = [](const Thread& thread) { return thread.state == State::at_barrier; };
   const Thread& first = *std::find_if(threads_.begin(), threads_.end(), waits);
   std::string report = "divergent barrier: " + describe(first) + " waits in " +
-                       name_of(first.arrival.kind) + describe(first.arrival.site) + ", ";
+                       name_of(first.arrival.kind) + told(first.arrival.site) + ", ";
   for (const Thread& other : threads_) {
     if (!waits(other)) return fail(report + "but " + describe(other) + " has exited");
     if (!same_call(other.arrival, first.arrival))
       return fail(report + describe(other) + " in " + name_of(other.arrival.kind) +
-                  describe(other.arrival.site));
+                  told(other.arrival.site));
   }
 }
 
 std::string Block::why_stuck(const Thread& thread) {
   std::string mask = hexadecimal(thread.arrival.mask);
   std::string report = describe(thread) + " waits in " + name_of(thread.arrival.kind) + " (mask " +
-                       mask + ")" + describe(thread.arrival.site) + "; lane ";
+                       mask + ")" + told(thread.arrival.site) + "; lane ";
   std::span<Thread> warp = warp_of(thread);
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if (!(thread.arrival.mask >> lane & 1u)) continue;
@@ -260,29 +269,27 @@ std::string Block::why_stuck(const Thread& thread) {
     const Thread& other = warp[lane];
     if (other.state == State::done) return report + number + " has exited";
     if (other.state == State::at_barrier)
-      return report + number + " is in " + name_of(other.arrival.kind) +
-             describe(other.arrival.site);
+      return report + number + " is in " + name_of(other.arrival.kind) + told(other.arrival.site);
     if (!same_call(other.arrival, thread.arrival))
       return report + number + " is in " + name_of(other.arrival.kind) + " (mask " +
-             hexadecimal(other.arrival.mask) + ")" + describe(other.arrival.site);
+             hexadecimal(other.arrival.mask) + ")" + told(other.arrival.site);
   }
   return report + "of another call";
 }
 
-std::string describe(const Thread& thread) {
-  auto indices = [](uint3 i) {
-    return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
-  };
-  return "block " + indices(thread.place.block) + " thread " + indices(thread.place.thread);
-}
-
-std::string describe(Site site) {
-  return std::string(" at ") + site.file_name() + ":" + std::to_string(site.line());
+std::string Block::describe(const Thread& thread) const {
+  return "block " + listed(index_) + " thread " + listed(thread.index);
 }
 
 // --- what kernels call ---------------------------------------------------------------------------
 
-const Place& here() { return in_progress->current().place; }
+uint3 thread_index() { return in_progress->current().index; }
+
+uint3 block_index() { return in_progress->index(); }
+
+dim3 block_size() { return in_progress->launch().block; }
+
+dim3 grid_size() { return in_progress->launch().grid; }
 
 int lane() { return int(in_progress->current().id % kWarpSize); }
 

@@ -39,7 +39,7 @@ struct Thread {
   enum class State : uint8_t { ready, at_barrier, at_warp, done };
 
   unsigned id;
-  Place place;
+  uint3 index;
   State state = State::ready;
   bool gave_way = false;
   unsigned patience;
@@ -55,6 +55,8 @@ class Block {
 
   // Called by the thread whose turn it is.
   Thread& current() { return *current_; }
+  const Launch& launch() const { return *launch_; }
+  uint3 index() const { return index_; }
   uint64_t meet(Thread::State state, const Arrival& arrival);
   void before_atomic(void* address);
 
@@ -82,8 +84,10 @@ class Block {
   void report_divergent_barrier();
   void report_deadlock();
   std::string why_stuck(const Thread& thread);
+  std::string describe(const Thread& thread) const;
 
   Launch* launch_ = nullptr;
+  uint3 index_{};
   std::vector<Thread> threads_;
   Order order_;
   std::vector<uint64_t> turns_;
@@ -94,8 +98,6 @@ class Block {
 // Of the OS thread that calls.
 Block* block_in_progress();
 
-std::string describe(const Thread& thread);
-std::string describe(Site site);
 const char* name_of(Collective kind);
 
 }  // namespace cuda_on_cpu

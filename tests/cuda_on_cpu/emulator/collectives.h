@@ -4,10 +4,10 @@
 
 #include "engine.h"
 
-#define threadIdx (::cuda_on_cpu::here().thread)
-#define blockIdx (::cuda_on_cpu::here().block)
-#define blockDim (::cuda_on_cpu::here().block_size)
-#define gridDim (::cuda_on_cpu::here().grid_size)
+#define threadIdx (::cuda_on_cpu::thread_index())
+#define blockIdx (::cuda_on_cpu::block_index())
+#define blockDim (::cuda_on_cpu::block_size())
+#define gridDim (::cuda_on_cpu::grid_size())
 #define warpSize (::cuda_on_cpu::kWarpSize)
 
 namespace cuda_on_cpu {

@@ -10,14 +10,11 @@ namespace cuda_on_cpu {
 
 constexpr int kWarpSize = 32;
 
-// The indices of one CUDA thread.
-struct Place {
-  uint3 thread, block;
-  dim3 block_size, grid_size;
-};
-
-// Of the CUDA thread that calls. Not inline: what the engine writes, sanitizers need not see.
-[[gnu::pure]] const Place& here();
+// Of the CUDA thread that calls. By value: what the engine writes, sanitizers need not see.
+[[gnu::pure]] uint3 thread_index();
+[[gnu::pure]] uint3 block_index();
+[[gnu::pure]] dim3 block_size();
+[[gnu::pure]] dim3 grid_size();
 [[gnu::pure]] int lane();
 
 enum class Collective : uint8_t {

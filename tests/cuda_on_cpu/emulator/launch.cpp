@@ -1,7 +1,7 @@
 #include "launch.h"
 
 #include <cstdlib>
-#include <memory>
+#include <deque>
 #include <stdexcept>
 #include <thread>
 
@@ -25,33 +25,38 @@ void check(dim3 grid, dim3 block) {
   if (!sound) throw std::runtime_error("cuda_on_cpu: invalid launch configuration");
 }
 
-// Kept from launch to launch: one per worker.
+// Kept from launch to launch: one per worker. A deque, for it grows while others are in use.
 Block& block_of(size_t worker) {
-  static auto& blocks = *new std::vector<std::unique_ptr<Block>>;
-  while (blocks.size() <= worker) blocks.push_back(std::make_unique<Block>());
-  return *blocks[worker];
+  static auto& blocks = *new std::deque<Block>;
+  static std::mutex growing;
+  std::lock_guard guard(growing);
+  while (blocks.size() <= worker) blocks.emplace_back();
+  return blocks[worker];
+}
+
+// ThreadSanitizer must not take the shared memory of one block for that of the next: there, each
+// block has an OS thread of its own.
+void run_block(Launch& launch, size_t worker, uint64_t index) {
+  Block& block = block_of(worker);
+  if (watches_threads())
+    std::thread([&] { block.run(launch, index); }).join();
+  else
+    block.run(launch, index);
 }
 
 void run_in_turn(Launch& launch, const std::vector<uint64_t>& order) {
   for (uint64_t index : order)
-    if (!launch.failed()) block_of(0).run(launch, index);
-}
-
-// ThreadSanitizer must not take the shared memory of one block for that of the next: an OS thread
-// each, one after another.
-void run_watched(Launch& launch, const std::vector<uint64_t>& order) {
-  for (uint64_t index : order)
-    if (!launch.failed()) std::thread([&] { block_of(0).run(launch, index); }).join();
+    if (!launch.failed()) run_block(launch, 0, index);
 }
 
 void run_side_by_side(Launch& launch, const std::vector<uint64_t>& order) {
   std::atomic<size_t> next{0};
-  auto work = [&](Block& block) {
-    for (size_t i; (i = next++) < order.size() && !launch.failed();) block.run(launch, order[i]);
+  auto work = [&](size_t worker) {
+    for (size_t i; (i = next++) < order.size() && !launch.failed();)
+      run_block(launch, worker, order[i]);
   };
   std::vector<std::thread> workers;
-  for (int w = 0; w < launch.workers; ++w)
-    workers.emplace_back(work, std::ref(block_of(size_t(w))));
+  for (size_t w = 0; w < size_t(launch.workers); ++w) workers.emplace_back(work, w);
   for (std::thread& worker : workers) worker.join();
 }
 
@@ -64,8 +69,8 @@ Launch::Launch(dim3 grid_size, dim3 block_size, void (*kernel_call)(const void*)
       call(kernel_call),
       context(call_context),
       order(Order::from_environment()) {
-  bool alone = watches_threads() || watches_addresses();
-  if (!alone) workers = int(number_from_environment("CUDA_ON_CPU_WORKERS", 1));
+  // AddressSanitizer: all blocks share one copy of the shared arrays, see types.h.
+  if (!watches_addresses()) workers = int(number_from_environment("CUDA_ON_CPU_WORKERS", 1));
   std::chrono::duration<double> limit(number_from_environment("CUDA_ON_CPU_SECONDS", 120));
   deadline_ = std::chrono::steady_clock::now() +
               std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit);
@@ -84,15 +89,12 @@ void launch(dim3 grid, dim3 block, void (*call)(const void*), const void* contex
   Launch launch(grid, block, call, context);
   std::vector<uint64_t> order = launch.order.of(launch.blocks());
   ++launches;
-  if (watches_threads()) {
-    __tsan_release(&launch.begin);
-    run_watched(launch, order);
-    __tsan_acquire(&launch.end);
-  } else if (launch.workers > 1) {
+  if (watches_threads()) __tsan_release(&launch.begin);
+  if (launch.workers > 1 && order.size() > 1)
     run_side_by_side(launch, order);
-  } else {
+  else
     run_in_turn(launch, order);
-  }
+  if (watches_threads()) __tsan_acquire(&launch.end);
   FibrePool::instance().end_launch();
   if (launch.failed()) throw std::runtime_error("cuda_on_cpu: " + launch.error());
 }

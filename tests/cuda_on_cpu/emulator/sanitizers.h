@@ -31,6 +31,9 @@ inline bool watches_addresses() { return __asan_unpoison_memory_region != nullpt
 // A switch that orders nothing: only barriers and fences of the kernel do.
 constexpr unsigned kWithoutOrder = 1;
 
+// A switch after which the fibre sees what the one before it did.
+constexpr unsigned kInOrder = 0;
+
 // The engine's own work is no part of the program under test.
 class Unwatched {
  public:
