@@ -20,6 +20,8 @@ PYBIND11_MODULE(_build, m) {
         facts["compiler"] = SALUN_FAST_COMPILER;
         facts["torch_abi_target"] = SALUN_FAST_TORCH_TARGET;
         facts["torch_headers"] = SALUN_FAST_TORCH_HEADERS;
+        facts["cuda_toolkit"] = SALUN_FAST_CUDA_TOOLKIT;  // empty where the CUDA ops were not built
+        facts["cuda_architectures"] = SALUN_FAST_CUDA_ARCHITECTURES;
         return facts;
       },
       "Version, compiler and the torch this was built against.");

@@ -4,9 +4,14 @@
 #include <cstdint>
 #include <span>
 
+#include "rules/adam.h"
+#include "rules/sgd.h"
+
 namespace salun {
 
 enum class Dtype : uint8_t { f32, f16, bf16 };
+
+constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
 
 static inline int64_t size_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
@@ -36,18 +41,6 @@ struct Words {
 
 enum class ScoreRule : int64_t { sum, abs, square };
 
-struct SgdOptions {
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize;
-  float grad_scale;  // gradients are divided by it; 1 leaves them
-};
-
-struct AdamOptions {
-  double lr, beta1, beta2, eps, weight_decay;
-  bool decoupled, maximize;
-  float grad_scale;
-};
-
 namespace cpu {
 
 // scores[i] += g, |g| or g²; optionally g = 0.
@@ -68,12 +61,13 @@ void select_histogram(std::span<const Strided> scores, uint32_t prefix, int leve
 void select_pack(std::span<const Strided> scores, uint32_t threshold, int64_t ties, bool largest,
                  std::span<const Words> masks);  // written
 
-// One SGD step on the weights whose bit is 1.
+// One SGD step on the weights whose bit is 1. Gradients are divided by grad_scale; 1 leaves them.
 void masked_sgd(std::span<const Dense> params,  // written
                 std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers,  // fp32, written; empty without momentum
                 std::span<float* const> steps,            // steps taken before; incremented
-                std::span<const Words> masks, const SgdOptions& options);
+                std::span<const Words> masks, const SgdOptions& options, double lr,
+                float grad_scale);
 
 // One Adam or AdamW step on the weights whose bit is 1.
 void masked_adam(std::span<const Dense> params,  // written
@@ -82,11 +76,69 @@ void masked_adam(std::span<const Dense> params,  // written
                  std::span<const Dense> exp_avg_sqs,      // fp32, written
                  std::span<const Dense> max_exp_avg_sqs,  // fp32, written; empty without amsgrad
                  std::span<float* const> steps,           // steps taken before; incremented
-                 std::span<const Words> masks, const AdamOptions& options);
+                 std::span<const Words> masks, const AdamOptions& options, double lr,
+                 float grad_scale);
 
 // Δ = params - anchors shrinks by τ, the k-th smallest |Δ|. Returns τ; throws as select.
 float soft_threshold(std::span<const Dense> params,  // written
                      std::span<const Dense> anchors, int64_t k);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// Where the kernels of an op run, and what they need beside their arguments.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+  virtual void* stream() const = 0;  // a cudaStream_t of the current device
+  // Memory of that device, aligned for any access, that lives until the op's kernels have run.
+  virtual void* scratch(int64_t bytes) = 0;
+};
+
+// A number known to the host, or one that lies on the device: read when the kernel runs, so that a
+// step never waits for it.
+struct Scalar {
+  double value;                  // where device is null
+  const void* device = nullptr;  // fp32 or fp64
+  bool fp64 = false;
+};
+
+struct StepScalars {
+  Scalar lr, grad_scale, found_inf;  // nothing at all changes where found_inf is not 0
+};
+
+// The same ops as above, on pointers of the device. They return when the kernels are queued.
+void accumulate(Workspace& workspace, std::span<const Dense> scores, std::span<const Dense> grads,
+                ScoreRule rule, bool zero_grads);
+
+// Waits for the device only to refuse scores that are NaN or infinite, unless allow_nonfinite.
+void select(Workspace& workspace, std::span<const Strided> scores, int64_t k, bool largest,
+            bool allow_nonfinite, std::span<const Words> masks,
+            float* threshold);  // on the device; written
+
+void select_histogram(Workspace& workspace, std::span<const Strided> scores, uint32_t prefix,
+                      int level, bool largest,
+                      int64_t* counts);  // [2048] on the device; written
+
+void select_pack(Workspace& workspace, std::span<const Strided> scores, uint32_t threshold,
+                 int64_t ties, bool largest, std::span<const Words> masks);
+
+void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
+                std::span<const Dense> momentum_buffers, std::span<float* const> steps,
+                std::span<const Words> masks, const SgdOptions& options,
+                const StepScalars& scalars);
+
+void masked_adam(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
+                 std::span<const Dense> exp_avgs, std::span<const Dense> exp_avg_sqs,
+                 std::span<const Dense> max_exp_avg_sqs, std::span<float* const> steps,
+                 std::span<const Words> masks, const AdamOptions& options,
+                 const StepScalars& scalars);
+
+// Waits for the device to refuse NaN and infinity; nothing is written then.
+void soft_threshold(Workspace& workspace, std::span<const Dense> params,
+                    std::span<const Dense> anchors, int64_t k,
+                    float* tau);  // on the device; written
+
+}  // namespace cuda
 }  // namespace salun

@@ -57,6 +57,12 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Kernels take pointers on trust: one of another device would be fatal.
+inline void require_same_device(const Tensor& tensor, const Tensor& first,
+                                const std::string& role) {
+  require(tensor.device() == first.device(), role, "a tensor is on another device");
+}
+
 inline std::vector<Dense> dense_list(const Tensors& tensors, const std::string& role) {
   std::vector<Dense> list;
   for (const Tensor& tensor : tensors) {
@@ -73,16 +79,24 @@ inline std::vector<Dense> dense_list_like(const Tensors& tensors, const Tensors&
   for (size_t i = 0; i < tensors.size(); ++i)
     require(tensors[i].numel() == 0 || same_layout(tensors[i], like[i]), role,
             "a tensor is laid out unlike its partner");
+  for (const Tensor& tensor : tensors) require_same_device(tensor, like[0], role);
   auto list = dense_list(tensors, role);
   for (const Dense& item : list)
     require(!fp32_only || item.dtype == Dtype::f32, role, "expected float32");
   return list;
 }
 
+// State that may be absent.
+inline std::vector<Dense> state_list(const Tensors& states, const Tensors& params,
+                                     const std::string& role) {
+  return dense_list_like(states, states.empty() ? Tensors{} : params, role, true);
+}
+
 inline std::vector<Strided> strided_list(const Tensors& tensors, const std::string& role) {
   std::vector<Strided> list;
   for (const Tensor& tensor : tensors) {
     auto sizes = tensor.sizes(), strides = tensor.strides();
+    require_same_device(tensor, tensors[0], role);
     list.push_back({tensor.data_ptr(),
                     tensor.numel(),
                     dtype_of(tensor, role),
@@ -103,6 +117,7 @@ inline std::vector<Words> word_list(const Tensors& masks, const Tensors& like, b
     require(none || masks[i].numel() == word_count(like[i].numel()), "masks",
             "expected ceil(numel / 32) words");
     require(masks[i].is_contiguous(), "masks", "words must be contiguous");
+    require_same_device(masks[i], like[0], "masks");
     list.push_back({none ? nullptr : static_cast<uint32_t*>(masks[i].data_ptr())});
   }
   return list;
@@ -114,26 +129,39 @@ inline std::vector<float*> step_list(const Tensors& steps, const Tensors& like) 
   for (const Tensor& step : steps) {
     require(step.numel() == 1 && step.scalar_type() == ScalarType::Float, "steps",
             "expected one float32 each");
+    require_same_device(step, like[0], "steps");
     list.push_back(static_cast<float*>(step.data_ptr()));
   }
   return list;
 }
 
-inline double scalar_of(const Tensor& tensor, const std::string& role) {
-  require(tensor.numel() == 1, role, "expected one element");
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return *static_cast<const double*>(tensor.data_ptr());
-    case ScalarType::Float: return *static_cast<const float*>(tensor.data_ptr());
-    default: require(false, role, "expected float32 or float64"); return 0.0;
-  }
+using MaybeTensor = std::optional<Tensor>;
+
+// Whether a 0-dim number lies as fp64; it may also be fp32.
+inline bool is_fp64(const Tensor& number, const std::string& role) {
+  require(number.numel() == 1, role, "expected one element");
+  bool fp64 = number.scalar_type() == ScalarType::Double;
+  require(fp64 || number.scalar_type() == ScalarType::Float, role, "expected float32 or float64");
+  return fp64;
 }
 
-inline bool is_nonzero(const std::optional<Tensor>& found_inf) {
-  return found_inf && scalar_of(*found_inf, "found_inf") != 0.0;
+// A number that lies in host memory.
+inline double number_of(const Tensor& number, const std::string& role) {
+  const void* data = number.data_ptr();
+  return is_fp64(number, role) ? *static_cast<const double*>(data)
+                               : double(*static_cast<const float*>(data));
 }
 
-inline float scale_of(const std::optional<Tensor>& grad_scale) {
-  return grad_scale ? float(scalar_of(*grad_scale, "grad_scale")) : 1.0f;
+template <class T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+template <class Items>
+int64_t total_of(const std::vector<Items>& list) {
+  int64_t total = 0;
+  for (const Items& item : list) total += item.numel;
+  return total;
 }
 
 inline Tensors new_words(const Tensors& like) {
@@ -145,10 +173,8 @@ inline Tensors new_words(const Tensors& like) {
   return masks;
 }
 
-inline Tensor new_scalar(const Tensor& like, float value) {
-  Tensor scalar = torch::stable::new_empty(like, {}, ScalarType::Float);
-  *static_cast<float*>(scalar.data_ptr()) = value;
-  return scalar;
+inline Tensor new_scalar(const Tensor& like) {
+  return torch::stable::new_empty(like, {}, ScalarType::Float);
 }
 
 }  // namespace salun

@@ -35,7 +35,7 @@ def test_without_a_compiler_the_python_part_installs_and_works_with_one_warning(
     for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     unbuilt = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("salun_fast", "csrc"):
+    for name in ("salun_fast", "csrc", "cmake"):
         shutil.copytree(ROOT / name, source / name, ignore=unbuilt)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
     subprocess.run(

@@ -7,19 +7,17 @@ namespace salun::cpu {
 
 void masked_sgd(std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const SgdOptions& options) {
+                std::span<const Words> masks, const SgdOptions& options, double lr,
+                float grad_scale) {
   const Loops& run = loops();
   bool has_momentum = !momentum_buffers.empty();
   SgdStep step = {
-      .coefficients = {.minus_lr = float(-options.lr),
-                       .momentum = float(options.momentum),
-                       .one_minus_dampening = float(1.0 - options.dampening),
-                       .weight_decay = float(options.weight_decay)},
+      .coefficients = sgd_coefficients(options, lr),
       .mode = Momentum::none,
       .nesterov = options.nesterov,
       .decay = options.weight_decay != 0.0,
       .maximize = options.maximize,
-      .grad_scale = options.grad_scale,
+      .grad_scale = grad_scale,
   };
   ChunkPlan(params).for_each([&](const Chunk& c) {
     const Dense &param = params[c.tensor], &grad = grads[c.tensor];

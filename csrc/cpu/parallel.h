@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "chunks.h"
+
 namespace salun::cpu {
 
 // Calls body(context, begin, end) over parts of [0, n). Defined by whoever links the kernels: by
@@ -19,22 +21,18 @@ struct Chunk {
   int64_t begin, count;
 };
 
-// Chunk numbers of a list: tensor t owns [first[t], first[t + 1]). Empty tensors own none.
+// The chunks of a list.
 class ChunkPlan {
  public:
   template <class Tensors>
-  explicit ChunkPlan(const Tensors& tensors) : first_{0} {
-    for (const auto& tensor : tensors) {
-      numels_.push_back(tensor.numel);
-      first_.push_back(first_.back() + (tensor.numel + kChunk - 1) / kChunk);
-    }
+  explicit ChunkPlan(const Tensors& tensors) : first_(first_chunks(tensors, kChunk)) {
+    for (const auto& tensor : tensors) numels_.push_back(tensor.numel);
   }
 
   int64_t size() const { return first_.back(); }
 
   Chunk at(int64_t index) const {
-    auto after = std::upper_bound(first_.begin(), first_.end(), index);
-    int64_t tensor = after - first_.begin() - 1;
+    int64_t tensor = owner_of(first_.data(), int64_t(numels_.size()), index);
     int64_t begin = (index - first_[tensor]) * kChunk;
     return {index, tensor, begin, std::min(kChunk, numels_[tensor] - begin)};
   }

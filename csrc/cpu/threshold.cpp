@@ -138,9 +138,9 @@ Threshold threshold_by_digits(const Source& source, int64_t k, bool largest) {
   uint32_t prefix = 0;
   for (int level = 0; level < 3; ++level) {
     count_digits(source, prefix, level, largest, counts);
-    uint32_t digit = kDigitMask[level];
+    uint32_t digit = digit_mask(level);
     while (counts[digit] < k) k -= counts[digit--];
-    prefix = level == 0 ? digit : (prefix << (kPrefixShift[level] - kDigitShift[level])) | digit;
+    prefix = append_digit(prefix, digit, level);
   }
   return {prefix, k};
 }

@@ -7,13 +7,38 @@
 #include <cmath>
 
 #include "rules/number.h"
+#include "rules/power.h"
 
 enum class Decay { none, coupled, decoupled };
+
+struct AdamOptions {
+  double beta1, beta2, eps, weight_decay;
+  bool decoupled, maximize;
+};
 
 struct AdamCoefficients {
   float minus_step_size, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, shrink;
   float correction2_sqrt;
 };
+
+SALUN_RULE Decay decay_of(const AdamOptions& options) {
+  if (options.weight_decay == 0.0) return Decay::none;
+  return options.decoupled ? Decay::decoupled : Decay::coupled;
+}
+
+// Of the t-th step. In double up to the last rounding, as Python computes for torch's for-loop.
+SALUN_RULE AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, float t) {
+  double correction1 = 1.0 - whole_power(options.beta1, int64_t(t));
+  double correction2 = 1.0 - whole_power(options.beta2, int64_t(t));
+  return {float(-(lr / correction1)),
+          float(1.0 - options.beta1),
+          float(options.beta2),
+          float(1.0 - options.beta2),
+          float(options.eps),
+          float(options.weight_decay),
+          float(1.0 - lr * options.weight_decay),
+          float(sqrt(correction2))};
+}
 
 // torch.lerp: from the nearer end.
 SALUN_RULE float interpolate(float start, float end, float weight) {

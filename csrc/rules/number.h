@@ -14,6 +14,8 @@ SALUN_RULE float bits_float(uint32_t bits) {
   return value;
 }
 
+SALUN_RULE bool is_finite(float value) { return (float_bits(value) & 0x7fffffffu) < 0x7f800000u; }
+
 // A format is how a number lies in memory (Raw), and its way to fp32 and back. Encoding rounds to
 // nearest even; NaN becomes the canonical quiet NaN, as in torch.
 struct Float32 {
@@ -68,7 +70,9 @@ struct Float16 {
 // nowhere else (contraction is off). Without the instruction: the exact double product is added
 // with rounding to odd (Boldo & Melquiond 2008), then rounded to fp32, which gives the same bits.
 SALUN_RULE float fused(float a, float b, float c) {
-#if defined(__CUDACC__) || defined(__FMA__) || defined(__aarch64__)
+#if defined(__CUDACC__)
+  return fmaf(a, b, c);
+#elif defined(__FMA__) || defined(__aarch64__)
   return __builtin_fmaf(a, b, c);
 #else
   double product = double(a) * double(b), addend = c, sum = product + addend;

@@ -9,9 +9,22 @@ constexpr uint32_t kKeyMax = kInfinityBits + 1;
 
 // Keys have 31 bits and a carry: digits of 11, 11 and 10 bits, highest first.
 constexpr int kHistogramBins = 2048;
-constexpr int kDigitShift[3] = {21, 10, 0};
-constexpr int kPrefixShift[3] = {32, 21, 10};
-constexpr uint32_t kDigitMask[3] = {2047, 2047, 1023};
+SALUN_RULE int digit_shift(int level) { return level == 0 ? 21 : level == 1 ? 10 : 0; }
+SALUN_RULE int prefix_shift(int level) { return level == 0 ? 32 : level == 1 ? 21 : 10; }
+SALUN_RULE uint32_t digit_mask(int level) { return level == 2 ? 1023 : 2047; }
+
+SALUN_RULE uint32_t digit_of(uint32_t key, int level) {
+  return (key >> digit_shift(level)) & digit_mask(level);
+}
+
+SALUN_RULE bool begins_with(uint32_t key, uint32_t prefix, int level) {
+  return uint64_t(key) >> prefix_shift(level) == prefix;
+}
+
+// The prefix of the next level.
+SALUN_RULE uint32_t append_digit(uint32_t prefix, uint32_t digit, int level) {
+  return level == 0 ? digit : prefix << (prefix_shift(level) - digit_shift(level)) | digit;
+}
 
 template <bool Largest>
 SALUN_RULE uint32_t ordered_key(float score) {

@@ -8,9 +8,19 @@
 
 enum class Momentum { none, first, running };
 
+struct SgdOptions {
+  double momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+};
+
 struct SgdCoefficients {
   float minus_lr, momentum, one_minus_dampening, weight_decay;
 };
+
+SALUN_RULE SgdCoefficients sgd_coefficients(const SgdOptions& options, double lr) {
+  return {float(-lr), float(options.momentum), float(1.0 - options.dampening),
+          float(options.weight_decay)};
+}
 
 template <Momentum Mode, bool Nesterov, bool Decay>
 SALUN_RULE void sgd_update(const SgdCoefficients& c, float g, float& theta, float& buffer) {

@@ -55,7 +55,6 @@ inline const std::vector<int64_t> kSizes = {0,   1,   31,    32,    33,    0,   
                                             512, 513, 16383, 16384, 16385, 40000, 0};
 inline const std::vector<std::vector<int64_t>> kLists = {kSizes, {},     {0},    {0, 0},
                                                          {0, 7}, {7, 0}, {16385}};
-inline const std::array<Dtype, 3> kDtypes = {Dtype::f32, Dtype::f16, Dtype::bf16};
 
 inline std::string at(const char* op, Dtype dtype, size_t tensors) {
   static const char* names[] = {"f32", "f16", "bf16"};

@@ -20,14 +20,10 @@ void plant_short_parameter() {
   std::vector<float> steps = {0.0f};
   Masks none({0});
   none.present[0] = false;
-  cpu::masked_sgd(claimed, dense(grads), {}, pointers(steps), none.words(),
-                  {.lr = 0.1,
-                   .momentum = 0,
-                   .dampening = 0,
-                   .weight_decay = 0,
-                   .nesterov = false,
-                   .maximize = false,
-                   .grad_scale = 1});
+  cpu::masked_sgd(
+      claimed, dense(grads), {}, pointers(steps), none.words(),
+      {.momentum = 0, .dampening = 0, .weight_decay = 0, .nesterov = false, .maximize = false}, 0.1,
+      1.0f);
 }
 
 // Masks one word too short for their scores.

@@ -50,12 +50,12 @@ inline float gradient(float g, bool maximize, float scale) {
 }
 
 inline void sgd(List& params, const List& grads, List& buffers, std::vector<float>& steps,
-                const Masks& masks, const salun::SgdOptions& o) {
-  auto lr = float(o.lr), momentum = float(o.momentum), decay = float(o.weight_decay);
+                const Masks& masks, const SgdOptions& o, double lr, float scale) {
+  auto momentum = float(o.momentum), decay = float(o.weight_decay);
   for (size_t t = 0; t < params.size(); ++t) {
     for (int64_t i = 0; i < params[t].numel; ++i) {
       if (!masks.get(t, i)) continue;
-      float theta = params[t].get(i), g = gradient(grads[t].get(i), o.maximize, o.grad_scale);
+      float theta = params[t].get(i), g = gradient(grads[t].get(i), o.maximize, scale);
       if (decay != 0) g = std::fma(theta, decay, g);
       if (momentum != 0) {
         float b =
@@ -63,23 +63,24 @@ inline void sgd(List& params, const List& grads, List& buffers, std::vector<floa
         buffers[t].set(i, b);
         g = o.nesterov ? std::fma(b, momentum, g) : b;
       }
-      params[t].set(i, std::fma(g, -lr, theta));
+      params[t].set(i, std::fma(g, float(-lr), theta));
     }
     steps[t] += 1;
   }
 }
 
 inline void adam(List& params, const List& grads, List& firsts, List& seconds, List& largests,
-                 std::vector<float>& steps, const Masks& masks, const salun::AdamOptions& o) {
+                 std::vector<float>& steps, const Masks& masks, const AdamOptions& o, double lr,
+                 float scale) {
   for (size_t t = 0; t < params.size(); ++t) {
     double step = double(steps[t] += 1);
-    auto step_size = float(-(o.lr / (1 - std::pow(o.beta1, step))));
+    auto step_size = float(-(lr / (1 - std::pow(o.beta1, step))));
     auto correction = float(std::sqrt(1 - std::pow(o.beta2, step)));
     auto weight = float(1 - o.beta1), beta2 = float(o.beta2), rest2 = float(1 - o.beta2);
     for (int64_t i = 0; i < params[t].numel; ++i) {
       if (!masks.get(t, i)) continue;
-      float theta = params[t].get(i), g = gradient(grads[t].get(i), o.maximize, o.grad_scale);
-      if (o.weight_decay != 0 && o.decoupled) theta = theta * float(1 - o.lr * o.weight_decay);
+      float theta = params[t].get(i), g = gradient(grads[t].get(i), o.maximize, scale);
+      if (o.weight_decay != 0 && o.decoupled) theta = theta * float(1 - lr * o.weight_decay);
       if (o.weight_decay != 0 && !o.decoupled) g = std::fma(theta, float(o.weight_decay), g);
       float m = firsts[t].get(i);
       m = weight < 0.5f ? std::fma(weight, g - m, m) : std::fma(weight - 1.0f, g - m, g);

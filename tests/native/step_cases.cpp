@@ -42,10 +42,18 @@ std::vector<float> first_steps(size_t count) {
   return steps;
 }
 
+// What a step is told: its options, and what may change from step to step.
+template <class Options>
+struct Hyper {
+  double lr;
+  Options options;
+  float grad_scale;
+};
+
 void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
-               const SgdOptions& options) {
+               const Hyper<SgdOptions>& hyper) {
   List params = random_list(sizes, dtype, 31);
-  List buffers = options.momentum != 0 ? random_list(sizes, Dtype::f32, 32) : List{};
+  List buffers = hyper.options.momentum != 0 ? random_list(sizes, Dtype::f32, 32) : List{};
   Masks masks = step_masks(sizes);
   poison_frozen(params, masks);
   List wanted = params, wanted_buffers = buffers;
@@ -54,9 +62,10 @@ void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
     List grads = random_list(sizes, grad_dtype, 33 + turn);
     poison_frozen(grads, masks);
     List untouched = grads;
-    scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, options);
+    scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, hyper.options, hyper.lr,
+                hyper.grad_scale);
     cpu::masked_sgd(dense(params), dense(grads), dense(buffers), pointers(steps), masks.words(),
-                    options);
+                    hyper.options, hyper.lr, hyper.grad_scale);
     expect_same(grads, untouched, at("masked_sgd's gradients", dtype, sizes.size()));
   }
   expect_same(params, wanted, at("masked_sgd", dtype, sizes.size()));
@@ -65,7 +74,7 @@ void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
 }
 
 void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype, bool amsgrad,
-                const AdamOptions& options) {
+                const Hyper<AdamOptions>& hyper) {
   List params = random_list(sizes, dtype, 41);
   List firsts = random_list(sizes, Dtype::f32, 42), seconds = zeros_like(params);
   List largests = amsgrad ? zeros_like(params) : List{};
@@ -78,9 +87,9 @@ void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype
     poison_frozen(grads, masks);
     List untouched = grads;
     scalar::adam(wanted, grads, wanted_firsts, wanted_seconds, wanted_max, wanted_steps, masks,
-                 options);
+                 hyper.options, hyper.lr, hyper.grad_scale);
     cpu::masked_adam(dense(params), dense(grads), dense(firsts), dense(seconds), dense(largests),
-                     pointers(steps), masks.words(), options);
+                     pointers(steps), masks.words(), hyper.options, hyper.lr, hyper.grad_scale);
     expect_same(grads, untouched, at("masked_adam's gradients", dtype, sizes.size()));
   }
   expect_same(params, wanted, at("masked_adam", dtype, sizes.size()));
@@ -91,15 +100,15 @@ void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype
 }
 
 // lr, momentum, dampening, weight decay, nesterov, maximize, grad_scale.
-const SgdOptions kSgd[] = {{0.1, 0.0, 0.0, 0.0, false, false, 1.0f},
-                           {0.013, 0.9, 0.0, 5e-4, false, false, 1.0f},
-                           {0.013, 0.9, 0.3, 5e-2, false, true, 3.0f},
-                           {0.1, 0.8, 0.0, 1e-2, true, false, 1024.0f},
-                           {0.1, 0.8, 0.0, 0.0, true, true, 1.0f}};
+const Hyper<SgdOptions> kSgd[] = {{0.1, {0.0, 0.0, 0.0, false, false}, 1.0f},
+                                  {0.013, {0.9, 0.0, 5e-4, false, false}, 1.0f},
+                                  {0.013, {0.9, 0.3, 5e-2, false, true}, 3.0f},
+                                  {0.1, {0.8, 0.0, 1e-2, true, false}, 1024.0f},
+                                  {0.1, {0.8, 0.0, 0.0, true, true}, 1.0f}};
 // lr, β1, β2, ε, weight decay, decoupled, maximize, grad_scale.
-const AdamOptions kAdam[] = {{1e-3, 0.9, 0.999, 1e-8, 0.0, false, false, 1.0f},
-                             {1e-2, 0.5, 0.9, 1e-3, 0.1, false, true, 3.0f},
-                             {1e-2, 0.3, 0.9, 1e-3, 0.1, true, false, 1024.0f}};
+const Hyper<AdamOptions> kAdam[] = {{1e-3, {0.9, 0.999, 1e-8, 0.0, false, false}, 1.0f},
+                                    {1e-2, {0.5, 0.9, 1e-3, 0.1, false, true}, 3.0f},
+                                    {1e-2, {0.3, 0.9, 1e-3, 0.1, true, false}, 1024.0f}};
 
 }  // namespace
 
@@ -112,11 +121,11 @@ void accumulate_cases() {
 
 void step_cases() {
   for (const auto& sizes : kLists) {
-    for (const SgdOptions& options : kSgd)
-      for (Dtype dtype : kDtypes) check_sgd(sizes, dtype, dtype, options);
-    for (const AdamOptions& options : kAdam)
+    for (const auto& hyper : kSgd)
+      for (Dtype dtype : kDtypes) check_sgd(sizes, dtype, dtype, hyper);
+    for (const auto& hyper : kAdam)
       for (Dtype dtype : kDtypes)
-        for (bool amsgrad : {false, true}) check_adam(sizes, dtype, dtype, amsgrad, options);
+        for (bool amsgrad : {false, true}) check_adam(sizes, dtype, dtype, amsgrad, hyper);
   }
   check_sgd(kSizes, Dtype::f32, Dtype::bf16, kSgd[1]);
   check_adam(kSizes, Dtype::bf16, Dtype::f32, false, kAdam[2]);

@@ -20,6 +20,7 @@
 
 using salun::Dense;
 using salun::Dtype;
+using salun::kDtypes;
 using salun::Strided;
 using salun::Words;
 

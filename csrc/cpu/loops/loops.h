@@ -3,8 +3,6 @@
 // shared by the linker with code that runs on any CPU.
 #pragma once
 #include "ops.h"
-#include "rules/adam.h"
-#include "rules/sgd.h"
 
 namespace salun::cpu {
 

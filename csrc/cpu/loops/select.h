@@ -39,8 +39,7 @@ uint32_t bits_above(const int32_t* keys, int32_t bound) {
 
 bool any_nonfinite(const float* scores, int64_t n) {
   uint32_t any = 0;
-  for (int64_t i = 0; i < n; ++i)
-    any |= uint32_t((float_bits(scores[i]) & 0x7fffffffu) >= kInfinityBits);
+  for (int64_t i = 0; i < n; ++i) any |= uint32_t(!is_finite(scores[i]));
   return any != 0;
 }
 
@@ -91,8 +90,7 @@ template <bool Largest>
 void count_digits(const float* scores, int64_t n, uint32_t prefix, int level, int64_t* counts) {
   for (int64_t i = 0; i < n; ++i) {
     uint32_t key = ordered_key<Largest>(scores[i]);
-    if (uint64_t(key) >> kPrefixShift[level] == prefix)
-      ++counts[(key >> kDigitShift[level]) & kDigitMask[level]];
+    if (begins_with(key, prefix, level)) ++counts[digit_of(key, level)];
   }
 }
 

@@ -5,20 +5,11 @@
 #include <type_traits>
 
 #include "cpu/loops/loops.h"
+#include "formats.h"
 #include "rules/bits.h"
 
 namespace salun::cpu {
 namespace {
-
-// Calls body with the format that `dtype` names.
-template <class Body>
-void with_format(Dtype dtype, Body body) {
-  switch (dtype) {
-    case Dtype::f32: return body(Float32{});
-    case Dtype::f16: return body(Float16{});
-    case Dtype::bf16: return body(BFloat16{});
-  }
-}
 
 const float* load(const void* data, Dtype dtype, int64_t n, float* tile) {
   if (dtype == Dtype::f32) return static_cast<const float*>(data);

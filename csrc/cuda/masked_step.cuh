@@ -1,0 +1,130 @@
+// What the masked steps share: one small kernel counts the step of every tensor and works out its
+// coefficients, one large kernel moves the weights. A rule says what an optimizer does to one
+// weight:
+//   kStates            fp32 numbers per weight
+//   kResidentBlocks    per multiprocessor: as many as fit without spilling registers
+//   Coefficients       of one tensor
+//   coefficients(lr, t), update(coefficients, g, theta, states), maximize
+#pragma once
+#include <array>
+
+#include "cuda/group.cuh"
+#include "cuda/scalar.cuh"
+#include "formats.h"
+
+namespace salun::cuda {
+
+constexpr int kMaxStates = 3;
+
+struct StepSlot {
+  void* param;
+  const void* grad;
+  float* states[kMaxStates];  // null where the rule keeps none
+  const uint32_t* words;      // null: every weight moves
+  float* step;
+  int64_t numel;
+};
+
+// Everything a step walks, tensor by tensor.
+struct StepLists {
+  std::span<const Dense> params, grads;
+  std::array<std::span<const Dense>, kMaxStates> states;  // each as long as params, or empty
+  std::span<float* const> steps;
+  std::span<const Words> masks;
+
+  StepSlot slot(size_t i) const {
+    StepSlot slot = {params[i].data, grads[i].data, {}, masks[i].data, steps[i], params[i].numel};
+    for (size_t s = 0; s < kMaxStates; ++s)
+      if (!states[s].empty()) slot.states[s] = static_cast<float*>(states[s][i].data);
+    return slot;
+  }
+};
+
+template <class Rule>
+__global__ void __launch_bounds__(kBlock)
+    begin_step(Table<StepSlot> table, Rule rule, StepScalars scalars,
+               typename Rule::Coefficients* coefficients) {
+  if (value_of(scalars.found_inf) != 0.0) return;
+  int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x;
+  if (i >= table.count) return;
+  float t = *table.slots[i].step + 1.0f;
+  *table.slots[i].step = t;
+  coefficients[i] = rule.coefficients(value_of(scalars.lr), t);
+}
+
+// A group without a bit is not touched at all: in fp32 that is one memory sector of each array.
+template <class Rule, class ParamFormat, class GradFormat>
+__global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
+    masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars,
+                const typename Rule::Coefficients* coefficients) {
+  using Raw = typename ParamFormat::Raw;
+  if (value_of(scalars.found_inf) != 0.0) return;
+  float scale = float(value_of(scalars.grad_scale));
+  for_each_chunk(table, [&](const Chunk& chunk) {
+    const StepSlot slot = table.slots[chunk.slot];
+    const auto constants = coefficients[chunk.slot];
+    for_each_group(chunk, [&](int64_t at, int count) {
+      uint32_t moving = slot.words ? group_bits(slot.words, at) : first_bits(count);
+      if (moving == 0) return;
+      Raw param[kGroup];
+      float g[kGroup], states[Rule::kStates][kGroup];
+      auto* memory = static_cast<Raw*>(slot.param) + at;
+      load_group(memory, count, param);
+      load_values<GradFormat>(slot.grad, at, count, g);
+#pragma unroll
+      for (int s = 0; s < Rule::kStates; ++s)
+        if (slot.states[s]) load_group(slot.states[s] + at, count, states[s]);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        if (bit(moving, i) == 0) continue;
+        float gradient = scale == 1.0f ? g[i] : g[i] / scale;
+        float theta = ParamFormat::decode(param[i]), own[Rule::kStates];
+#pragma unroll
+        for (int s = 0; s < Rule::kStates; ++s) own[s] = states[s][i];
+        rule.update(constants, rule.maximize() ? -gradient : gradient, theta, own);
+        param[i] = ParamFormat::encode(theta);
+#pragma unroll
+        for (int s = 0; s < Rule::kStates; ++s) states[s][i] = own[s];
+      }
+      store_group(memory, count, param);
+#pragma unroll
+      for (int s = 0; s < Rule::kStates; ++s)
+        if (slot.states[s]) store_group(slot.states[s] + at, count, states[s]);
+    });
+  });
+}
+
+template <class Rule, class ParamFormat, class GradFormat>
+void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const Rule& rule,
+                const StepScalars& scalars) {
+  auto table = upload(workspace, slots);
+  auto* coefficients = scratch<typename Rule::Coefficients>(workspace, table.count);
+  cudaStream_t stream = stream_of(workspace);
+  LAUNCH((begin_step<Rule>), blocks_for(table.count), kBlock, stream, table, rule, scalars,
+         coefficients);
+  if (table.chunks == 0) return;
+  LAUNCH((masked_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
+         table, rule, scalars, coefficients);
+}
+
+// Tensors whose dtypes agree go together.
+template <class Rule>
+void step_lists(Workspace& workspace, const StepLists& lists, const Rule& rule,
+                const StepScalars& scalars) {
+  for (Dtype param : kDtypes)
+    for (Dtype grad : kDtypes) {
+      std::vector<StepSlot> slots;
+      for (size_t i = 0; i < lists.params.size(); ++i)
+        if (lists.params[i].dtype == param && lists.grads[i].dtype == grad)
+          slots.push_back(lists.slot(i));
+      if (slots.empty()) continue;
+      with_format(param, [&](auto param_format) {
+        with_format(grad, [&](auto grad_format) {
+          step_group<Rule, decltype(param_format), decltype(grad_format)>(workspace, slots, rule,
+                                                                          scalars);
+        });
+      });
+    }
+}
+
+}  // namespace salun::cuda

@@ -1,0 +1,120 @@
+// The ops as torch sees them, once for all backends: unwrap, check, call. A backend is made from
+// the first tensor of a call and has a method for each kernel entry of ops.h.
+#pragma once
+#include "ops.h"
+#include "rules/ordered_key.h"
+#include "torch_stable.h"
+
+namespace salun {
+
+// What may change from step to step, as torch hands it over.
+struct StepTensors {
+  const Tensor& lr;
+  const MaybeTensor &grad_scale, &found_inf;
+};
+
+template <class Backend>
+struct TorchOps {
+  static void accumulate(const Tensors& scores, const Tensors& grads, int64_t rule,
+                         bool zero_grads) {
+    require(rule >= 0 && rule <= 2, "rule", "expected 0, 1 or 2");
+    auto written = dense_list_like(scores, scores, "scores", true);
+    Backend(scores[0]).accumulate(written, dense_list_like(grads, scores, "grads"), ScoreRule(rule),
+                                  zero_grads);
+  }
+
+  static std::tuple<Tensors, Tensor> select(const Tensors& scores, int64_t k, bool largest,
+                                            bool allow_nonfinite) {
+    auto ranked = strided_list(scores, "scores");
+    require(k >= 0 && k <= total_of(ranked), "k", "expected at most the number of scores");
+    Tensors masks = new_words(scores);
+    Tensor threshold = new_scalar(scores[0]);
+    Backend(scores[0]).select(ranked, k, largest, allow_nonfinite, word_list(masks, scores, false),
+                              data_of<float>(threshold));
+    return {masks, threshold};
+  }
+
+  static Tensor select_histogram(const Tensors& scores, int64_t prefix, int64_t level,
+                                 bool largest) {
+    require(level >= 0 && level <= 2, "level", "expected 0, 1 or 2");
+    int64_t bins = kHistogramBins;
+    Tensor counts = torch::stable::new_empty(scores[0], {&bins, 1}, ScalarType::Long);
+    Backend(scores[0]).select_histogram(strided_list(scores, "scores"), uint32_t(prefix),
+                                        int(level), largest, data_of<int64_t>(counts));
+    return counts;
+  }
+
+  static Tensors select_pack(const Tensors& scores, int64_t threshold, int64_t ties, bool largest) {
+    require(threshold >= 0 && threshold <= kKeyMax, "threshold", "expected an ordered key");
+    require(ties >= 0, "ties", "expected 0 or more");
+    Tensors masks = new_words(scores);
+    Backend(scores[0]).select_pack(strided_list(scores, "scores"), uint32_t(threshold), ties,
+                                   largest, word_list(masks, scores, false));
+    return masks;
+  }
+
+  static void masked_sgd(const Tensors& params, const Tensors& grads,
+                         const Tensors& momentum_buffers, const Tensors& steps,
+                         const Tensors& masks, const Tensor& lr, double momentum, double dampening,
+                         double weight_decay, bool nesterov, bool maximize,
+                         const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+    require(momentum == 0.0 || momentum_buffers.size() == params.size(), "momentum_buffers",
+            "momentum needs one buffer per parameter");
+    Backend(params[0]).masked_sgd(dense_list_like(params, params, "params"),
+                                  dense_list_like(grads, params, "grads"),
+                                  state_list(momentum_buffers, params, "momentum_buffers"),
+                                  step_list(steps, params), word_list(masks, params, true),
+                                  {.momentum = momentum,
+                                   .dampening = dampening,
+                                   .weight_decay = weight_decay,
+                                   .nesterov = nesterov,
+                                   .maximize = maximize},
+                                  {lr, grad_scale, found_inf});
+  }
+
+  static void masked_adam(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
+                          const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs,
+                          const Tensors& steps, const Tensors& masks, const Tensor& lr,
+                          double beta1, double beta2, double eps, double weight_decay,
+                          bool decoupled, bool maximize, const MaybeTensor& grad_scale,
+                          const MaybeTensor& found_inf) {
+    Backend(params[0]).masked_adam(dense_list_like(params, params, "params"),
+                                   dense_list_like(grads, params, "grads"),
+                                   dense_list_like(exp_avgs, params, "exp_avgs", true),
+                                   dense_list_like(exp_avg_sqs, params, "exp_avg_sqs", true),
+                                   state_list(max_exp_avg_sqs, params, "max_exp_avg_sqs"),
+                                   step_list(steps, params), word_list(masks, params, true),
+                                   {.beta1 = beta1,
+                                    .beta2 = beta2,
+                                    .eps = eps,
+                                    .weight_decay = weight_decay,
+                                    .decoupled = decoupled,
+                                    .maximize = maximize},
+                                   {lr, grad_scale, found_inf});
+  }
+
+  static Tensor soft_threshold(const Tensors& params, const Tensors& anchors, int64_t k) {
+    auto moved = dense_list_like(params, params, "params");
+    auto fixed = dense_list_like(anchors, params, "anchors");
+    for (size_t i = 0; i < moved.size(); ++i)
+      require(moved[i].dtype == fixed[i].dtype, "anchors", "expected the parameter's dtype");
+    require(k >= 0 && k <= total_of(moved), "k", "expected at most the number of weights");
+    Tensor tau = new_scalar(params[0]);
+    Backend(params[0]).soft_threshold(moved, fixed, k, data_of<float>(tau));
+    return tau;
+  }
+
+  // One line per op; schemas are in salun_fast/ops.py.
+  template <class Library>
+  static void add_to(Library& library) {
+    library.impl("accumulate_", TORCH_BOX(&TorchOps::accumulate));
+    library.impl("select", TORCH_BOX(&TorchOps::select));
+    library.impl("select_histogram", TORCH_BOX(&TorchOps::select_histogram));
+    library.impl("select_pack", TORCH_BOX(&TorchOps::select_pack));
+    library.impl("masked_sgd_", TORCH_BOX(&TorchOps::masked_sgd));
+    library.impl("masked_adam_", TORCH_BOX(&TorchOps::masked_adam));
+    library.impl("soft_threshold_", TORCH_BOX(&TorchOps::soft_threshold));
+  }
+};
+
+}  // namespace salun
