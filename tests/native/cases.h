@@ -1,6 +1,5 @@
 // What every case needs: comparisons that end the run, sizes, and the cases' names.
 #pragma once
-#include <array>
 #include <cstdio>
 
 #include "ops.h"
@@ -12,6 +11,7 @@ void select_cases();
 void sampling_cases(bool briefly);
 void step_cases();
 void soft_threshold_cases();
+void plan_cases();
 
 // A planted fault by name, to show that the build reports it. False where there is none.
 bool run_fault(const std::string& name);
