@@ -57,19 +57,6 @@ class Edit:
     new: str
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """Sources to compile: those of the project, or a copy with faults."""
-
-    csrc: Path
-
-    def kernels(self) -> list[Path]:
-        return sorted((self.csrc / "cuda").glob("*.cu"))
-
-    def folders(self) -> tuple[Path, ...]:
-        return (self.csrc, EMULATOR)
-
-
 def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
@@ -85,10 +72,17 @@ def unavailable() -> str:
     return ""
 
 
-def library(kind: str, edits: Sequence[Edit] = ()) -> Path:
-    """The shared library that registers the emulated ops under :data:`DISPATCH_KEY`."""
-    tree = _edited(edits) if edits else _Tree(CSRC)
-    objects = _compile(kind, tree, [*_engine_sources(), *tree.kernels()])
+def library(kind: str, edits: Sequence[Edit] = (), seen_by: str = "*") -> Path:
+    """The shared library that registers the emulated ops under :data:`DISPATCH_KEY`.
+
+    ``edits`` are made in a copy of the sources; ``seen_by``: in which .cu file they show (all).
+    """
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    changed = [source for source in sources if edits and seen_by in ("*", source.name)]
+    objects = _compile(kind, CSRC, [*_engine_sources(), *(s for s in sources if s not in changed)])
+    if changed:
+        copy = _edited(edits)
+        objects += _compile(kind, copy, [copy / "cuda" / source.name for source in changed])
     # Symbolic: in a process with the real CUDA libraries, ours must still call our own.
     linking = ["-shared", "-Wl,-Bsymbolic", str(_torch() / "lib" / "libtorch_cpu.so")]
     return _link(kind, objects, "cuda_on_cpu.so", linking)
@@ -96,7 +90,7 @@ def library(kind: str, edits: Sequence[Edit] = ()) -> Path:
 
 def program(kind: str, sources: Sequence[Path]) -> Path:
     """A program of its own kernels, without torch."""
-    return _link(kind, _compile(kind, _Tree(CSRC), [*_engine_sources(), *sources]), "program", [])
+    return _link(kind, _compile(kind, CSRC, [*_engine_sources(), *sources]), "program", [])
 
 
 def command(kind: str, *arguments: str) -> list[str]:
@@ -108,6 +102,7 @@ def environment(kind: str, **more: str) -> dict[str, str]:
     """Of a process that runs kernels of this kind."""
     return {
         **os.environ,
+        "MALLOC_PERTURB_": "190",  # fresh memory holds rubbish, as the sanitizers have it too
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "TSAN_OPTIONS": "halt_on_error=1 ignore_noninstrumented_modules=1 atexit_sleep_ms=0",
         **more,
@@ -128,16 +123,17 @@ def python_environment(kind: str, **more: str) -> dict[str, str]:
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def _compile(kind: str, tree: _Tree, sources: Sequence[Path]) -> list[Path]:
+def _compile(kind: str, csrc: Path, sources: Sequence[Path]) -> list[Path]:
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda source: _object(kind, tree, source), sources))
+        return list(pool.map(lambda source: _object(kind, csrc, source), sources))
 
 
-def _object(kind: str, tree: _Tree, source: Path) -> Path:
+def _object(kind: str, csrc: Path, source: Path) -> Path:
+    folders = (csrc, EMULATOR)
     flags = _flags(kind, source)
-    read = [path.read_bytes() for path in _files_read(source, tree.folders())]
+    read = [path.read_bytes() for path in _files_read(source, folders)]
     out = CACHE / f"{source.stem}-{_digest(_version(), *flags, *read)}.o"
-    includes = [f"-I{folder}" for folder in tree.folders()]
+    includes = [f"-I{folder}" for folder in folders]
     if not out.exists():
         _run_to(out, [compiler(), *flags, *includes, "-c", str(source)])
     return out
@@ -203,8 +199,8 @@ def _digest(*parts: str | bytes) -> str:
 # --- planted faults -------------------------------------------------------------------------------
 
 
-def _edited(edits: Sequence[Edit]) -> _Tree:
-    """A copy of the sources with every edit made; each must fit exactly one place."""
+def _edited(edits: Sequence[Edit]) -> Path:
+    """A copy of ``csrc`` with every edit made; each must fit exactly one place."""
     texts = {path.relative_to(CSRC): path.read_text() for path in _copied()}
     for edit in edits:
         text = texts[Path(edit.file)]
@@ -215,7 +211,7 @@ def _edited(edits: Sequence[Edit]) -> _Tree:
     for name, text in texts.items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(text)
-    return _Tree(copy)
+    return copy
 
 
 def _copied() -> Iterator[Path]:

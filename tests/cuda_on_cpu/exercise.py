@@ -1,0 +1,103 @@
+"""Run ops of an emulated library beside the reference: ``python -m tests.cuda_on_cpu.exercise
+LIBRARY OP...``. Says which op differs, and then fails.
+
+Small, for it runs many times: once per planted fault (``test_faults.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from salun_fast import ops, reference
+from tests.conftest import awkward_tensors, clones, same_bytes
+from tests.ops import backends
+from tests.ops.placement import moved
+from tests.ops.steps import CASES, gradients, problem
+
+
+def tied_scores() -> list[Tensor]:
+    """Few values, so that ties are kept and dropped in many chunks."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = (33, 0, 32, 70_000, 5)
+    return [torch.randint(-3, 4, (n,), generator=generator).float() for n in sizes]
+
+
+def accumulate() -> bool:
+    held = True
+    for dtype in ops.FLOATS:
+        scores, grads = awkward_tensors(torch.float32, 1), moved(awkward_tensors(dtype, 2))
+        expected, expected_grads = clones(scores), clones(grads)
+        ops.accumulate_(scores, grads, rule="abs", zero_grads=True)
+        reference.accumulate_(expected, expected_grads, ops.RULES.index("abs"), True)
+        held &= all(map(same_bytes, scores + grads, expected + expected_grads))
+    return held
+
+
+def select() -> bool:
+    held = True
+    for scores in (tied_scores(), awkward_tensors(torch.float32, 3)):
+        count = sum(score.numel() for score in scores)
+        for k in (0, 1, count // 3, count // 2, count):
+            masks, threshold = ops.select(scores, k)
+            expected, expected_threshold = reference.select(scores, k, True, False)
+            held &= all(map(same_bytes, [*masks, threshold], [*expected, expected_threshold]))
+    return held
+
+
+def histogram() -> bool:
+    scores = tied_scores()
+    counts = [ops.select_histogram(scores, prefix, level) for level, prefix in ((0, 0), (1, 1016))]
+    expected = [reference.select_histogram(scores, 0, 0, True)]
+    expected.append(reference.select_histogram(scores, 1016, 1, True))
+    return all(map(torch.equal, counts, expected))
+
+
+def pack() -> bool:
+    key = (0x3F800000 + 1) + (1 << 23)  # of 2.0
+    masks = ops.select_pack(tied_scores(), key, 9_000)
+    return all(map(same_bytes, masks, reference.select_pack(tied_scores(), key, 9_000, True)))
+
+
+def masked_step(name: str) -> bool:
+    case = CASES[name]
+    ours = problem(torch.float32, case.states)
+    theirs = ours.copy()
+    for grads in gradients(torch.float32, 2):
+        case.op(ours, moved(grads))
+        case.oracle(theirs, grads)
+    return all(map(same_bytes, ours.tensors(), theirs.tensors()))
+
+
+def soft_threshold() -> bool:
+    params, anchors = awkward_tensors(torch.bfloat16, 1), awkward_tensors(torch.bfloat16, 2)
+    expected = clones(params)
+    tau = ops.soft_threshold_(params, anchors, 30_000)
+    same_tau = torch.equal(tau, reference.soft_threshold_(expected, anchors, 30_000))
+    return same_tau and all(map(same_bytes, params, expected))
+
+
+EXERCISES: dict[str, Callable[[], bool]] = {
+    "accumulate_": accumulate,
+    "select": select,
+    "select_histogram": histogram,
+    "select_pack": pack,
+    "masked_sgd_": lambda: masked_step("sgd-nesterov-scaled"),
+    "masked_adam_": lambda: masked_step("adam-amsgrad-ascent"),
+    "soft_threshold_": soft_threshold,
+}
+
+
+def main(library: str, *names: str) -> int:
+    backends.emulated_library(library)
+    with backends.in_place_of_cpu("cuda_on_cpu"):
+        different = [name for name in names or EXERCISES if not EXERCISES[name]()]
+    print("\n".join(f"{name} differs from the reference" for name in different) or "all the same")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
