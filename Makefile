@@ -42,8 +42,16 @@ format: $(VENV)/.installed
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch torchvision
+	@case "$(SALUN_FAST_CUDA)" in [oO][nN]) command -v nvcc >/dev/null || $(MAKE) nvcc ;; esac
 	$(PIP) $(BUILD_TOOLS)
 	touch $@
+
+# The CUDA compiler of torch's own CUDA version, for machines that have none.
+CUDA_PACKAGES := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-cccl nvidia-nvvm
+.PHONY: nvcc
+nvcc:
+	cuda=$$($(BIN)/python -c "import torch; print(torch.version.cuda)") && \
+	  $(PIP) $(foreach package,$(CUDA_PACKAGES),"$(package)==$$cuda.*")
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(STRICT) $(PIP) --no-build-isolation --editable ".[dev]"

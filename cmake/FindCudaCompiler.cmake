@@ -1,21 +1,24 @@
 # Sets CMAKE_CUDA_COMPILER and CUDA_TOOLKIT (its version) where a usable nvcc is found: named by
-# CUDACXX or CMAKE_CUDA_COMPILER, on the PATH, or of the PyPI packages nvidia-cuda-nvcc and
-# nvidia-cuda-runtime beside torch. With SALUN_FAST_CUDA=on a missing one is an error.
+# CUDACXX or CMAKE_CUDA_COMPILER, on the PATH, or of the PyPI packages beside torch (CUDA 13 on). With SALUN_FAST_CUDA=on a missing one is an error.
 set(OLDEST_CUDA 12.0) # the first to compile C++20
 
 include(CheckLanguage)
-file(GLOB PYPI_NVCC ${TORCH_DIR}/../nvidia/cu*/bin/nvcc ${TORCH_DIR}/../nvidia/cuda_nvcc/bin/nvcc)
+cmake_path(GET TORCH_DIR PARENT_PATH SITE_PACKAGES)
+file(GLOB PYPI_NVCC ${SITE_PACKAGES}/nvidia/cu*/bin/nvcc)
 find_program(NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 if(NVCC OR CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX})
   check_language(CUDA)
 elseif(PYPI_NVCC)
   list(GET PYPI_NVCC 0 CMAKE_CUDA_COMPILER)
+  # Its libraries lie in lib, where nvcc looks in lib64; there is none for device linking.
+  cmake_path(GET CMAKE_CUDA_COMPILER PARENT_PATH PYPI_CUDA)
+  string(APPEND CMAKE_CUDA_FLAGS " -L${PYPI_CUDA}/../lib --cudadevrt=none")
 endif()
 
 set(CUDA_MISSING "")
 if(NOT CMAKE_CUDA_COMPILER)
   set(CUDA_MISSING "no nvcc was found: put one on the PATH, set CUDACXX, or pip install \
-nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl")
+the nvidia-cuda-nvcc, -crt, -cccl, -runtime and nvidia-nvvm of torch's CUDA version")
 else()
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE NVCC_SAYS)
   string(REGEX MATCH "release ([0-9.]+)" _ "${NVCC_SAYS}")
