@@ -29,6 +29,11 @@ def unavailable(backend: str) -> str:
     return build.unavailable() if backend == "cuda_on_cpu" else ""
 
 
+def present() -> list[str]:
+    """The backends to test where none is named: a GPU only if there is one."""
+    return [name for name in BACKENDS if name != "cuda" or torch.cuda.is_available()]
+
+
 def emulated_library(given: str | None) -> Path:
     """Load the emulated kernels, compiled if none are given."""
     library = Path(given) if given else build.library("plain")

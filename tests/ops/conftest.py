@@ -25,13 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
-    if metafunc.definition.get_closest_marker("cpu_only"):
-        chosen: tuple[str, ...] = ("cpu",)
-    else:
-        chosen = backends.BACKENDS
     wanted = metafunc.config.getoption("--backend", None)
-    if wanted:
-        chosen = tuple(name for name in chosen if name == wanted)
+    chosen = [wanted] if wanted else backends.present()
+    if metafunc.definition.get_closest_marker("cpu_only"):
+        chosen = [name for name in chosen if name == "cpu"]
     metafunc.parametrize("backend", chosen, indirect=True)
 
 
