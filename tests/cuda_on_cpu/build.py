@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,14 +62,16 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def unavailable() -> str:
-    """Why nothing can be compiled here; empty if it can."""
+def unavailable(kind: str = "plain") -> str:
+    """Why kernels of this kind can be neither compiled nor run here; empty if they can."""
     if shutil.which(compiler()) is None:
         return f"no C++ compiler: '{compiler()}' is not installed (set CXX)"
     if platform.machine() not in ("x86_64", "AMD64"):
         return "the emulation of CUDA switches stacks on x86-64 only"
     if not list((CSRC / "cuda").glob("*.cu")):
         return "no CUDA sources here"
+    if _prefix(kind) is None:
+        return f"programs built with {' '.join(KINDS[kind].sanitize)} do not start on this machine"
     return ""
 
 
@@ -94,8 +97,8 @@ def program(kind: str, sources: Sequence[Path]) -> Path:
 
 
 def command(kind: str, *arguments: str) -> list[str]:
-    """How to start a program of this kind: older thread sanitizers want addresses to stay put."""
-    return ["setarch", platform.machine(), "-R", *arguments] if kind == "thread" else [*arguments]
+    """How to start a program of this kind."""
+    return [*(_prefix(kind) or ()), *arguments]
 
 
 def environment(kind: str, **more: str) -> dict[str, str]:
@@ -258,6 +261,26 @@ def _torch() -> Path:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0])
+
+
+@cache
+def _prefix(kind: str) -> tuple[str, ...] | None:
+    """What to put before a program; None where none of its kind starts.
+
+    Older thread sanitizers refuse kernels that randomise addresses widely.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source, probe = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text("int main() {}\n")
+        if not _succeeds(compiler(), *KINDS[kind].sanitize, str(source), "-o", str(probe)):
+            return None
+        still = ("setarch", platform.machine(), "-R")
+        prefixes = [still, ()] if kind == "thread" and shutil.which(still[0]) else [()]
+        return next((prefix for prefix in prefixes if _succeeds(*prefix, str(probe))), None)
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @cache

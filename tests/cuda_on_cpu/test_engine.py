@@ -54,7 +54,7 @@ FAULTS = [
 
 @cache
 def _program(kind: str) -> Path:
-    if reason := build.unavailable():
+    if reason := build.unavailable(kind):
         pytest.skip(reason)
     return build.program(kind, [CASES])
 

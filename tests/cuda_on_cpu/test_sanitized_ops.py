@@ -62,14 +62,15 @@ Done = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 
 @pytest.fixture(scope="module")
 def done() -> Iterator[Done]:
-    if reason := build.unavailable():
-        pytest.skip(reason)
+    able = {name: run for name, run in RUNS.items() if not build.unavailable(run.kind)}
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        yield {name: pool.submit(run.start) for name, run in RUNS.items()}
+        yield {name: pool.submit(run.start) for name, run in able.items()}
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_op_test_passes_and_nothing_is_reported(done, name):
+    if name not in done:
+        pytest.skip(build.unavailable(RUNS[name].kind))
     run = done[name].result()
     said = run.stdout
     assert run.returncode == 0, said[-6000:]
