@@ -79,6 +79,19 @@ void warps() {
   }
 }
 
+__global__ void bits_kernel(unsigned* out) {
+  out[0] = unsigned(__popc(0xf0f0u)), out[1] = unsigned(__clz(0x00ffff)), out[2] = __clz(0);
+  out[3] = unsigned(__ffs(0x50)), out[4] = unsigned(__ffs(0)), out[5] = __brev(0x6u);
+  out[6] = unsigned(min(3, -4) + max(5, 6)), out[7] = __float_as_uint(__uint_as_float(7) * 2);
+}
+
+void bits() {
+  Array<unsigned> out(8);
+  LAUNCH(bits_kernel, 1, 1, nullptr, out.data());
+  const unsigned expected[] = {8, 16, 32, 5, 0, 0x60000000, 2, 14};
+  for (size_t i = 0; i < 8; ++i) expect(out[i] == expected[i], "functions of bits");
+}
+
 // Half a warp may meet alone.
 __global__ void halves_kernel(unsigned* out) {
   unsigned lane = threadIdx.x % 32, mask = lane < 16 ? 0xffffu : 0xffff0000u;
@@ -392,6 +405,7 @@ void many_threads() {
 
 const std::map<std::string, std::function<void()>> kCases = {
     {"warps", warps},
+    {"bits", bits},
     {"halves", halves},
     {"indices", indices},
     {"barrier-votes", barrier_votes},

@@ -18,7 +18,7 @@ CASES = Path(__file__).with_name("engine_cases.cu")
 ORDERS = ("forward", "reverse", "7")
 
 SOUND = (
-    "warps", "halves", "indices", "barrier-votes", "reverse", "warp-exchange", "atomics",
+    "warps", "bits", "halves", "indices", "barrier-votes", "reverse", "warp-exchange", "atomics",
     "running-sum", "hand-over", "block-sum", "launches-in-order", "fill", "wide", "many-threads",
 )  # fmt: skip
 

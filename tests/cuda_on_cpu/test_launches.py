@@ -17,7 +17,7 @@ from tests.ops import backends
 from tests.ops.steps import CASES, Problem
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def library() -> Iterator[Path]:
     if reason := build.unavailable():
         pytest.skip(reason)
@@ -77,3 +77,15 @@ def test_a_selection_waits_once_at_most(library):
     assert waits <= 1
     _, waits = _counted(library, lambda: ops.select(scores, 1000, allow_nonfinite=True))
     assert waits == 0
+
+
+def test_the_cpu_kernels_are_back_where_no_backend_takes_their_place():
+    if reason := build.unavailable():
+        pytest.skip(reason)
+    path = backends.emulated_library(None)
+    scores = _list(3)
+    with backends.in_place_of_cpu("cuda_on_cpu"):
+        emulated, _ = _counted(path, lambda: ops.accumulate_(scores, _list_like(scores)))
+    native, _ = _counted(path, lambda: ops.accumulate_(scores, _list_like(scores)))
+    assert emulated > 0
+    assert native == 0

@@ -13,7 +13,7 @@ namespace {
 
 using State = Thread::State;
 
-thread_local Block* in_progress = nullptr;
+thread_local Block* in_progress = nullptr;  // on this OS thread
 
 uint3 index_in(dim3 size, uint64_t i) {
   return {unsigned(i % size.x), unsigned(i / size.x % size.y), unsigned(i / size.x / size.y)};
@@ -28,8 +28,6 @@ std::string told(Site site) {
 }
 
 }  // namespace
-
-Block* block_in_progress() { return in_progress; }
 
 // --- one run -------------------------------------------------------------------------------------
 

@@ -95,9 +95,6 @@ class Block {
   Thread* current_ = nullptr;
 };
 
-// Of the OS thread that calls.
-Block* block_in_progress();
-
 const char* name_of(Collective kind);
 
 }  // namespace cuda_on_cpu

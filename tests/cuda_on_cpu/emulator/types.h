@@ -29,16 +29,8 @@ struct dim3 {
       : x(width), y(height), z(depth) {}
 };
 
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
-};
-
-struct alignas(8) float2 {
-  float x, y;
 };
 
 struct alignas(16) float4 {
