@@ -18,22 +18,23 @@ class AdamRule {
     return adam_coefficients(options_, lr, t);
   }
 
-  __device__ __forceinline__ void update(const Coefficients& c, float g, float& theta,
-                                         float (&states)[kStates]) const {
+  template <class Body>
+  __device__ __forceinline__ void with_update(const Coefficients& c, Body body) const {
     switch (decay_of(options_)) {
-      case Decay::none: return update_as<Decay::none>(c, g, theta, states);
-      case Decay::coupled: return update_as<Decay::coupled>(c, g, theta, states);
-      case Decay::decoupled: return update_as<Decay::decoupled>(c, g, theta, states);
+      case Decay::none: return body(update_as<Decay::none>(c));
+      case Decay::coupled: return body(update_as<Decay::coupled>(c));
+      case Decay::decoupled: return body(update_as<Decay::decoupled>(c));
     }
   }
 
  private:
   template <Decay Kind>
-  __device__ __forceinline__ static void update_as(const AdamCoefficients& c, float g, float& theta,
-                                                   float (&states)[kStates]) {
-    float unused = 0.0f;
-    adam_update<Kind, Amsgrad>(c, g, theta, states[0], states[1],
-                               Amsgrad ? states[kStates - 1] : unused);
+  __device__ __forceinline__ static auto update_as(const Coefficients& c) {
+    return [&c](float g, float& theta, float (&states)[kStates]) {
+      float unused = 0.0f;
+      adam_update<Kind, Amsgrad>(c, g, theta, states[0], states[1],
+                                 Amsgrad ? states[kStates - 1] : unused);
+    };
   }
 
   AdamOptions options_;

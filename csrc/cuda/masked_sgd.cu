@@ -23,25 +23,31 @@ class SgdRule {
     return {sgd_coefficients(options_, lr), mode};
   }
 
-  __device__ __forceinline__ void update(const Coefficients& c, float g, float& theta,
-                                         float (&states)[kStates]) const {
+  template <class Body>
+  __device__ __forceinline__ void with_update(const Coefficients& c, Body body) const {
     switch (c.mode) {
-      case Momentum::none: return update_as<Momentum::none>(c.values, g, theta, states[0]);
-      case Momentum::first: return update_as<Momentum::first>(c.values, g, theta, states[0]);
-      case Momentum::running: return update_as<Momentum::running>(c.values, g, theta, states[0]);
+      case Momentum::none: return with_mode<Momentum::none>(c.values, body);
+      case Momentum::first: return with_mode<Momentum::first>(c.values, body);
+      case Momentum::running: return with_mode<Momentum::running>(c.values, body);
     }
   }
 
  private:
-  template <Momentum Mode>
-  __device__ __forceinline__ void update_as(const SgdCoefficients& c, float g, float& theta,
-                                            float& buffer) const {
+  template <Momentum Mode, class Body>
+  __device__ __forceinline__ void with_mode(const SgdCoefficients& c, Body body) const {
     if (options_.weight_decay == 0.0)
-      options_.nesterov ? sgd_update<Mode, true, false>(c, g, theta, buffer)
-                        : sgd_update<Mode, false, false>(c, g, theta, buffer);
+      options_.nesterov ? body(update_as<Mode, true, false>(c))
+                        : body(update_as<Mode, false, false>(c));
     else
-      options_.nesterov ? sgd_update<Mode, true, true>(c, g, theta, buffer)
-                        : sgd_update<Mode, false, true>(c, g, theta, buffer);
+      options_.nesterov ? body(update_as<Mode, true, true>(c))
+                        : body(update_as<Mode, false, true>(c));
+  }
+
+  template <Momentum Mode, bool Nesterov, bool Decay>
+  __device__ __forceinline__ static auto update_as(const SgdCoefficients& c) {
+    return [&c](float g, float& theta, float (&states)[kStates]) {
+      sgd_update<Mode, Nesterov, Decay>(c, g, theta, states[0]);
+    };
   }
 
   SgdOptions options_;

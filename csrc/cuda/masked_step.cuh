@@ -4,7 +4,9 @@
 //   kStates            fp32 numbers per weight
 //   kResidentBlocks    per multiprocessor: as many as fit without spilling registers
 //   Coefficients       of one tensor
-//   coefficients(lr, t), update(coefficients, g, theta, states), maximize
+//   coefficients(lr, t), maximize
+//   with_update(coefficients, body): calls body(update) with the one update(g, theta, states) that
+//                      the options ask for, so that no weight has to ask again
 #pragma once
 #include <array>
 
@@ -52,6 +54,17 @@ __global__ void __launch_bounds__(kBlock)
   coefficients[i] = rule.coefficients(value_of(scalars.lr), t);
 }
 
+template <class Format>
+__device__ __forceinline__ void load_gradients(const void* grads, int64_t at, int count,
+                                               float scale, bool maximize, float (&g)[kGroup]) {
+  load_values<Format>(grads, at, count, g);
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if (scale != 1.0f) g[i] = g[i] / scale;
+    if (maximize) g[i] = -g[i];
+  }
+}
+
 // A group without a bit is not touched at all: in fp32 that is one memory sector of each array.
 template <class Rule, class ParamFormat, class GradFormat>
 __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
@@ -70,22 +83,23 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
       float g[kGroup], states[Rule::kStates][kGroup];
       auto* memory = static_cast<Raw*>(slot.param) + at;
       load_group(memory, count, param);
-      load_values<GradFormat>(slot.grad, at, count, g);
+      load_gradients<GradFormat>(slot.grad, at, count, scale, rule.maximize(), g);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)
         if (slot.states[s]) load_group(slot.states[s] + at, count, states[s]);
+      rule.with_update(constants, [&](auto update) {
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        if (bit(moving, i) == 0) continue;
-        float gradient = scale == 1.0f ? g[i] : g[i] / scale;
-        float theta = ParamFormat::decode(param[i]), own[Rule::kStates];
+        for (int i = 0; i < kGroup; ++i) {
+          if (bit(moving, i) == 0) continue;
+          float theta = ParamFormat::decode(param[i]), own[Rule::kStates];
 #pragma unroll
-        for (int s = 0; s < Rule::kStates; ++s) own[s] = states[s][i];
-        rule.update(constants, rule.maximize() ? -gradient : gradient, theta, own);
-        param[i] = ParamFormat::encode(theta);
+          for (int s = 0; s < Rule::kStates; ++s) own[s] = states[s][i];
+          update(g[i], theta, own);
+          param[i] = ParamFormat::encode(theta);
 #pragma unroll
-        for (int s = 0; s < Rule::kStates; ++s) states[s][i] = own[s];
-      }
+          for (int s = 0; s < Rule::kStates; ++s) states[s][i] = own[s];
+        }
+      });
       store_group(memory, count, param);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)

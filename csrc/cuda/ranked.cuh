@@ -27,9 +27,10 @@ struct DeltaSlot {
 
 // Where the row-major element `index` lies, in elements. A GPU divides integers by a subroutine,
 // whose call spills registers: the rounded product with the inverse is off by one at most (below
-// 2^52).
+// 2^52). Not unrolled: eight copies of it per group crowd the instruction cache.
 __device__ __forceinline__ int64_t place_of(const ScoreSlot& slot, int64_t index) {
   int64_t place = 0;
+#pragma unroll 1
   for (int d = slot.dims - 1; d >= 0; --d) {
     const int64_t size = slot.sizes[d];
     int64_t outer = int64_t(double(index) * slot.inverses[d]), inner = index - outer * size;
@@ -41,16 +42,26 @@ __device__ __forceinline__ int64_t place_of(const ScoreSlot& slot, int64_t index
   return place;
 }
 
+__device__ __forceinline__ float score_at(const ScoreSlot& slot, int64_t index) {
+  const int64_t place = place_of(slot, index);
+  float value = 0.0f;
+  with_format(slot.dtype, [&](auto format) {
+    using Format = decltype(format);
+    value = Format::decode(static_cast<const typename Format::Raw*>(slot.data)[place]);
+  });
+  return value;
+}
+
 // Values of a group in the order that breaks ties. Past the end: 0.
 __device__ __forceinline__ void ranked_values(const ScoreSlot& slot, int64_t at, int count,
                                               float (&values)[kGroup]) {
-  with_format(slot.dtype, [&](auto format) {
-    using Format = decltype(format);
-    if (slot.dims == 0) return load_values<Format>(slot.data, at, count, values);
-    auto* raw = static_cast<const typename Format::Raw*>(slot.data);
-    for (int i = 0; i < kGroup; ++i)
-      values[i] = i < count ? Format::decode(raw[place_of(slot, at + i)]) : 0.0f;
-  });
+  if (slot.dims == 0) {
+    with_format(slot.dtype,
+                [&](auto format) { load_values<decltype(format)>(slot.data, at, count, values); });
+  } else {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) values[i] = i < count ? score_at(slot, at + i) : 0.0f;
+  }
 }
 
 // In the order of memory: the threshold of SalUn-soft needs no other.
