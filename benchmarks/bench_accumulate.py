@@ -15,6 +15,7 @@ def case(size: Size) -> Case:
         lambda: ops.accumulate_(scores, grads),
         "reads gradient and score, writes score",
         [Peer("torch._foreach_add_", lambda: torch._foreach_add_(scores, grads), "the same")],
+        size.numel,
         bytes=12,
         ceiling=0.8,
     )

@@ -5,21 +5,20 @@ from __future__ import annotations
 import torch
 
 from benchmarks.case import Case, Size
-from benchmarks.peers import masked_by_torch, step_peers
+from benchmarks.peers import MaskedByTorch, step_peers
 from salun_fast import ops
 
 
 def case(size: Size) -> Case:
-    params, grads, buffers = size.rand(1), size.rand(2), size.zeros()
-    steps = [torch.tensor(0.0) for _ in params]
+    params, grads, buffers, steps = size.rand(1), size.rand(2), size.zeros(), size.steps()
     masks, _ = ops.select(grads, size.numel // 2)
     options = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
-    pick = masked_by_torch(size, masks, lambda p: torch.optim.SGD(p, fused=True, **options))
     return Case(
         "masked_sgd_ (momentum)",
         lambda: ops.masked_sgd_(params, grads, buffers, steps, masks, **options),
         "reads gradient, weight, momentum and bits, writes weight and momentum",
-        step_peers("SGD", pick, target=3),
+        step_peers(MaskedByTorch(size, masks, torch.optim.SGD, **options), size.device, target=3),
+        size.numel,
         bytes=20.125,
         ceiling=0.8,
     )

@@ -11,11 +11,11 @@ from salun_fast import Saliency, SalUnOptimizer, models
 
 
 def case(size: Size, kind: type[torch.optim.Optimizer] = torch.optim.SGD) -> Case:
-    """``size`` does not matter: the model has its own."""
+    """Of ``size`` only the device matters: the model has its own number of weights."""
     options: dict[str, Any] = {"lr": 1e-4, "weight_decay": 5e-4}
     if kind is torch.optim.SGD:
         options["momentum"] = 0.9
-    ours_model, peer_model = (models.build("resnet18", 10) for _ in range(2))
+    ours_model, peer_model = (models.build("resnet18", 10).to(size.device) for _ in range(2))
     for param in [*ours_model.parameters(), *peer_model.parameters()]:
         param.grad = torch.randn_like(param) * 1e-2
     saliency = Saliency(ours_model)
@@ -39,6 +39,7 @@ def case(size: Size, kind: type[torch.optim.Optimizer] = torch.optim.SGD) -> Cas
             Peer(f"grad *= mask + {kind.__name__}(fused).step", multiply, "frozen weights leak"),
             Peer(f"{kind.__name__}(fused).step, no mask", peer.step, "does not mask at all"),
         ],
+        sum(param.numel() for param in ours_model.parameters()),
     )
 
 

@@ -29,6 +29,7 @@ def case(size: Size) -> Case:
         lambda: ops.soft_threshold_(params, next(turns), k),
         "reads weights and anchors twice, writes weights",
         [Peer("torch.kthvalue + elementwise torch", plain, "the same, with copies", slow=True)],
+        size.numel,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,24 @@ class Size:
 
     numel: int = 100_000_000
     tensors: int = 100
+    device: torch.device = CPU
+
+    @property
+    def each(self) -> int:
+        return self.numel // self.tensors
 
     def rand(self, seed: int) -> list[Tensor]:
         """Normal values, touched and so warm. One draw, shifted per tensor: drawing is slow."""
-        each = self.numel // self.tensors
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randn(each, generator=generator)
+        first = torch.randn(self.each, generator=generator).to(self.device)
         return [first * (1 + 1e-4 * i) for i in range(self.tensors)]
 
     def zeros(self) -> list[Tensor]:
-        return [torch.full((self.numel // self.tensors,), 0.0) for _ in range(self.tensors)]
+        return [torch.full((self.each,), 0.0, device=self.device) for _ in range(self.tensors)]
+
+    def steps(self) -> list[Tensor]:
+        """Step counters, one per tensor."""
+        return [torch.full((), 0.0, device=self.device) for _ in range(self.tensors)]
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,17 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """bytes: what the op must read and write per weight, or None where it is not one pass over
-    memory. ceiling: share of the bandwidth of ``a.add_(b)`` that is meant to be reached."""
+    """numel: weights. bytes: what the op must read and write per weight, or None where it is not
+    one pass over memory. ceiling: share of the bandwidth of ``a.add_(b)`` that is meant to be
+    reached."""
 
     name: str
     ours: Call
     work: str
     peers: list[Peer]
+    numel: int
     bytes: float | None = None
     ceiling: float | None = None
-    notes: list[str] = field(default_factory=list)
+
+
+Make = Callable[[Size], Case]

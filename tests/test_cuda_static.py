@@ -167,9 +167,14 @@ def test_an_op_moves_no_more_than_it_must_but_for_the_search():
     assert {op for (op, _), f in found.items() if f.reread} == {"select", "soft_threshold_"}
 
 
-def test_the_models_have_their_published_sizes():
-    sizes = [(model.numel, len(model.shapes)) for model in sequences.all_models()]
-    assert sizes == [(11_173_962, 62), (38_600_000, 334), (859_520_964, 686)]
+def test_the_report_estimates_what_the_benchmarks_measure():
+    ways = sequences.ways(sequences.MODELS[0])
+    ours = [way.case for way in ways if way.name == "salun-fast"]
+    assert len(ours) == len(sequences.CASES)
+    assert {"double argsort", "AdamW(fused), no mask"} <= {way.name for way in ways}
+    assert not any("kthvalue" in way.name or "topk" in way.name for way in ways)  # unknown cost
+    from_host = {way.name for way in ways if way.traffic.carried}
+    assert from_host == {name for name in (way.name for way in ways) if "from the host" in name}
 
 
 def test_an_estimate_adds_up():

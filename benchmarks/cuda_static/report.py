@@ -31,12 +31,11 @@ Least: every input read once and every result written once. Selection reads the 
 to find the exact threshold and once more to apply it: it keeps no copy and sorts nothing."""
 
 _TIMES = """\
-Density {density:g}, fp32. SalUn's loop: every gradient times an int64 mask brought from the host,
-torch's multi-tensor step (`foreach`), and for classifiers frozen weights put back and the momentum
-masked. Its mask: concatenate, negate, argsort twice. The sequences are not written down by hand:
-the code runs on tensors without memory and every operator is counted
+Density 0.5, fp32, tensors of equal size. The ways are those that `python -m benchmarks --device
+cuda` measures, run here on tensors without memory: every operator is counted
 (`benchmarks/cuda_static/traffic.py`), ours too, with the largest number of launches that
-`tests/cuda_on_cpu/test_launches.py` allows."""
+`tests/cuda_on_cpu/test_launches.py` allows. Left out: torch's kthvalue and topk, whose kernels read
+their input an unknown number of times."""
 
 
 def write(library: Path) -> str:
@@ -54,7 +53,7 @@ def write(library: Path) -> str:
             _FOOTPRINTS,
             footprint_table(),
             "## Expected times on an H100: an estimate",
-            _TIMES.format(density=sequences.DENSITY),
+            _TIMES,
             time_table(),
             "Assumed:",
             assumption_table(),
@@ -98,8 +97,8 @@ def footprint_table() -> str:
 def time_table() -> str:
     rows = []
     gpu = estimate.Gpu()
-    for model in sequences.all_models():
-        name = f"{model.name}, {model.numel:,} weights in {len(model.shapes)} tensors"
+    for model in sequences.MODELS:
+        name = f"{model.name}, {model.numel:,} weights in {model.tensors} tensors"
         ours = 0.0
         for way in sequences.ways(model):
             seconds = estimate.seconds(way.traffic, gpu)
@@ -108,7 +107,7 @@ def time_table() -> str:
             rows.append(
                 (
                     name,
-                    way.work if own else "",
+                    way.case if own else "",
                     "**salun-fast**" if own else way.name,
                     f"{way.traffic.launches}",
                     f"{way.traffic.moved / 1e9:.2f}",
@@ -118,7 +117,7 @@ def time_table() -> str:
                 )
             )
             name = ""
-    head = ("model", "work", "way", "launches", "GB moved", "GB from host", "ms, expected",
+    head = ("model", "op", "way", "launches", "GB moved", "GB from host", "ms, expected",
             "salun-fast is faster by")  # fmt: skip
     return _table(head, rows)
 

@@ -79,6 +79,13 @@ def test_a_selection_waits_once_at_most(library):
     assert waits == 0
 
 
+def test_a_soft_threshold_is_a_handful_of_launches_and_never_waits(library):
+    params, anchors = _list(686), _list(686)
+    launches, waits = _counted(library, lambda: ops.soft_threshold_(params, anchors, 1000))
+    assert launches <= 16
+    assert waits <= 1
+
+
 def test_the_cpu_kernels_are_back_where_no_backend_takes_their_place():
     if reason := build.unavailable():
         pytest.skip(reason)
