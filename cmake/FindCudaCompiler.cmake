@@ -15,8 +15,34 @@ elseif(PYPI_NVCC)
   string(APPEND CMAKE_CUDA_FLAGS " -L${PYPI_CUDA}/../lib --cudadevrt=none")
 endif()
 
+# Says in `result` what stops nvcc and its host compiler from compiling our sources, if anything: a
+# compiler too new for the other one shows only there.
+function(try_kernels result)
+  set(host "")
+  if(DEFINED ENV{CUDAHOSTCXX})
+    set(host -ccbin $ENV{CUDAHOSTCXX})
+  endif()
+  set(folder ${CMAKE_BINARY_DIR}/cuda_trial)
+  file(MAKE_DIRECTORY ${folder})
+  set(cuda ${CMAKE_SOURCE_DIR}/csrc/cuda)
+  execute_process(
+    COMMAND ${CMAKE_CUDA_COMPILER} ${host} -std=c++20 -arch=sm_80 -Xcompiler=-fPIC
+            -DTORCH_TARGET_VERSION=${TORCH_TARGET}ULL -I${CMAKE_SOURCE_DIR}/csrc
+            -isystem=${TORCH_DIR}/include -c ${cuda}/register.cu ${cuda}/accumulate.cu
+    WORKING_DIRECTORY ${folder} RESULT_VARIABLE failed OUTPUT_QUIET ERROR_VARIABLE said)
+  if(failed)
+    string(SUBSTRING "${said}" 0 1000 said)
+    set(${result} "${CMAKE_CUDA_COMPILER} does not compile the kernels: ${said}" PARENT_SCOPE)
+  else()
+    set(${result} "" PARENT_SCOPE)
+  endif()
+endfunction()
+
 set(CUDA_MISSING "")
-if(NOT CMAKE_CUDA_COMPILER)
+if(NOT CMAKE_CUDA_COMPILER AND NVCC)
+  set(CUDA_MISSING "${NVCC} does not compile with the C++ compiler here: set CUDAHOSTCXX to an \
+older one, or use a newer CUDA")
+elseif(NOT CMAKE_CUDA_COMPILER)
   set(CUDA_MISSING "no nvcc was found: put one on the PATH, set CUDACXX, or pip install \
 the nvidia-cuda-nvcc, -crt, -cccl, -runtime and nvidia-nvvm of torch's CUDA version")
 else()
@@ -25,6 +51,10 @@ else()
   set(CUDA_TOOLKIT "${CMAKE_MATCH_1}")
   if(CUDA_TOOLKIT VERSION_LESS OLDEST_CUDA)
     set(CUDA_MISSING "${CMAKE_CUDA_COMPILER} is CUDA ${CUDA_TOOLKIT}, ${OLDEST_CUDA} is needed")
+  elseif(SALUN_FAST_CUDA STREQUAL "auto")
+    try_kernels(CUDA_MISSING) # or else the build fails, and takes the CPU ops with it
+  endif()
+  if(CUDA_MISSING)
     set(CUDA_TOOLKIT "")
     unset(CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE)

@@ -1,4 +1,4 @@
-"""Installing where the kernels cannot be compiled."""
+"""Installing where the kernels, or only those for CUDA, cannot be compiled."""
 
 from __future__ import annotations
 
@@ -61,3 +61,32 @@ def test_without_a_compiler_the_python_part_installs_and_works_with_one_warning(
     assert done.stdout.strip() == "[[-0.5, 0.0]]"  # int(3 * 0.4) = 1 weight, the first of the ties
     assert done.stderr.count("ReferenceFallbackWarning") == 1
     assert "the compiled module is missing" in done.stderr
+
+
+def test_an_nvcc_that_fails_on_our_sources_costs_the_cuda_ops_alone(tmp_path):
+    """As one does whose host compiler is too new for it: it compiles CMake's trial, not ours."""
+    nvcc, cmake = shutil.which("nvcc"), shutil.which("cmake", path=Path(sys.executable).parent)
+    if nvcc is None or cmake is None or not (ROOT / "CMakeLists.txt").is_file():
+        pytest.skip("needs nvcc, the dev extra's cmake and the source tree")
+    fussy = tmp_path / "nvcc"
+    fussy.write_text(
+        f'#!/bin/sh\ncase "$*" in *csrc/cuda/*) echo no >&2; exit 2;; esac\nexec {nvcc} "$@"\n'
+    )
+    fussy.chmod(0o755)
+    pybind11 = pytest.importorskip("pybind11", reason="comes with the dev extra")
+    done = subprocess.run(
+        [
+            cmake,
+            *("-S", ROOT, "-B", tmp_path / "build"),
+            "-DSKBUILD_PROJECT_NAME=salun_fast",
+            "-DSKBUILD_PROJECT_VERSION=0",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ],
+        env={**os.environ, "CUDACXX": str(fussy), "SALUN_FAST_CUDA": "auto"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert f"CUDA ops: left out ({fussy} does not compile the kernels: no" in done.stdout
