@@ -23,7 +23,9 @@ def case(size: Size, kind: type[torch.optim.Optimizer] = torch.optim.SGD) -> Cas
     mask = saliency.mask(0.5)
     ours = SalUnOptimizer(ours_model.named_parameters(), kind, mask=mask, **options)
     peer = kind(peer_model.parameters(), fused=True, **options)  # type: ignore[call-arg]
-    floats = [mask[name].to(size.device, torch.float32) for name, _ in peer_model.named_parameters()]
+    floats = [
+        mask[name].to(size.device, torch.float32) for name, _ in peer_model.named_parameters()
+    ]
     grads = [param.grad for param in peer_model.parameters()]
     ours.step()  # checks once that the mask acts
 
