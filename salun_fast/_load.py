@@ -102,7 +102,7 @@ def _why_no_cuda(found: str | None, build: dict[str, Any]) -> str:
     if torch.version.cuda is None:
         return f"this torch {torch.__version__} is a CPU build"
     if not build.get("cuda_toolkit"):
-        return f"salun-fast was built without CUDA (no working nvcc was found, or {CUDA_VARIABLE}=off)"
+        return f"salun-fast was built without CUDA (no working nvcc, or {CUDA_VARIABLE}=off)"
     if found is None:
         return f"{_CUDA_LIBRARY} is missing from the installation"
     return ""

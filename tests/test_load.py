@@ -36,7 +36,7 @@ def test_every_op_has_a_cuda_kernel_wherever_torch_is_a_cuda_build():
     [
         (None, None, BUILT, f"this torch {torch.__version__} is a CPU build"),
         (None, "6.4", BUILT, f"this torch {torch.__version__} is a ROCm build"),
-        ("13.0", None, {}, "built without CUDA (no working nvcc was found, or SALUN_FAST_CUDA=off)"),
+        ("13.0", None, {}, "built without CUDA (no working nvcc, or SALUN_FAST_CUDA=off)"),
         ("13.0", None, {"cuda_toolkit": ""}, "built without CUDA"),
         ("13.0", None, BUILT, "libsalun_fast_cuda.so is missing from the installation"),
     ],
