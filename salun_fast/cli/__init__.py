@@ -10,6 +10,7 @@ from salun_fast.cli.demo import demo
 from salun_fast.cli.doctor import doctor
 from salun_fast.cli.errors import PlainErrors
 from salun_fast.cli.mask import mask_app
+from salun_fast.cli.patch import patch_app
 from salun_fast.cli.report import report
 from salun_fast.cli.runs import evaluate, saliency, train, unlearn
 
@@ -32,3 +33,4 @@ def main(
 for _command in (demo, train, saliency, unlearn, evaluate, report, doctor):
     app.command()(_command)
 app.add_typer(mask_app, name="mask")
+app.add_typer(patch_app, name="patch")
