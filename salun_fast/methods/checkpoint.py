@@ -1,35 +1,33 @@
-"""A run's state after an epoch, so that a resumed run equals an uninterrupted one bit for bit."""
+"""A run's state at one point, so that a resumed run equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salun_fast import files
-from salun_fast.data import ImageSet
-from salun_fast.methods.result import EpochRecord
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "last.pt"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """identity: what the run is (method, seed, settings, digests), as flat JSON values."""
+    """identity: what the run is (method, seed, settings, digests), as flat JSON values. history:
+    its records so far, as JSON values. extra: what else the loop needs (random state, averaged
+    weights), as tensors and plain values."""
 
     identity: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    generator: Tensor
-    rng: list[Tensor]
-    history: tuple[EpochRecord, ...]
+    history: list[dict[str, Any]]
     seconds: dict[str, float]
+    extra: dict[str, Any]
 
     def save(self, folder: Path) -> None:
         """Replace ``folder/last.pt`` in one step: a reader finds the old file or the new one."""
@@ -39,10 +37,9 @@ class Checkpoint:
             "identity": json.dumps(self.identity),
             "model": self.model,
             "optimizer": self.optimizer,
-            "generator": self.generator,
-            "rng": self.rng,
-            "history": json.dumps([record.as_dict() for record in self.history]),
+            "history": json.dumps(self.history),
             "seconds": self.seconds,
+            "extra": self.extra,
         }
         files.atomic_write(folder / FILE_NAME, lambda path: torch.save(content, path))
 
@@ -65,10 +62,9 @@ def load(folder: Path, identity: dict[str, Any]) -> Checkpoint | None:
             identity=found,
             model=content["model"],
             optimizer=content["optimizer"],
-            generator=content["generator"],
-            rng=content["rng"],
-            history=tuple(EpochRecord(**record) for record in json.loads(content["history"])),
+            history=list(json.loads(content["history"])),
             seconds=content["seconds"],
+            extra=dict(content["extra"]),
         )
     except Exception as error:  # torch.load raises many kinds on damaged files
         raise ValueError(
@@ -91,22 +87,3 @@ def _check_same_run(path: Path, found: dict[str, Any], expected: dict[str, Any])
             f"checkpoint {path} belongs to another run: {'; '.join(different)}. Resume with what "
             "the run began with, or use another run_dir"
         )
-
-
-def model_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) over names and bytes of all parameters and buffers, row-major."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(files.bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def data_digest(data: ImageSet | None) -> str:
-    """SHA-256 (hex) over shape, labels and a stride of the images: enough to tell sets apart."""
-    if data is None:
-        return "none"
-    digest = hashlib.sha256(f"{list(data.images.shape)}{data.mean}{data.std}".encode())
-    digest.update(files.bytes_of(data.labels.long()))
-    digest.update(files.bytes_of(data.images[:: max(1, len(data) // 64)]))
-    return digest.hexdigest()

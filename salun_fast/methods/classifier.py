@@ -15,11 +15,12 @@ from torch import nn
 
 from salun_fast.data import Batches, ImageSet, as_image_set
 from salun_fast.data.images import Images
+from salun_fast.digests import data_digest, model_digest
 from salun_fast.evaluation.accuracy import outputs
 from salun_fast.evaluation.certificate import FreezeCertificate
 from salun_fast.evaluation.resources import PeakMemory
 from salun_fast.mask import SaliencyMask
-from salun_fast.methods.checkpoint import Checkpoint, data_digest, model_digest
+from salun_fast.methods.checkpoint import Checkpoint
 from salun_fast.methods.inputs import (
     check_labels,
     check_not_empty,

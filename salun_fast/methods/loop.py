@@ -58,19 +58,14 @@ class Loop:
     def run(self) -> tuple[EpochRecord, ...]:
         self.generator = torch.Generator().manual_seed(self.seed)
         history = self._restored()
-        readout = Readout(
-            self.title,
-            epochs=self.settings.epochs,
-            steps=self.plan.steps,
-            enabled=self.progress,
-        )
-        with readout:
-            for epoch in range(len(history), self.settings.epochs):
+        epochs = self.settings.epochs
+        with Readout(self.title, total=epochs * self.plan.steps, enabled=self.progress) as readout:
+            for epoch in range(len(history), epochs):
                 record = self._epoch(epoch, readout)
                 history.append(record)
                 if self.folder is not None:
                     self._save(tuple(history))
-                readout.epoch(record)
+                readout.report(f"epoch {record.epoch}/{epochs}", _words(record), record.hint)
                 if self.on_epoch is not None:
                     self.on_epoch(record)
         self.model.eval()
@@ -144,9 +139,9 @@ class Loop:
             return []
         self.model.load_state_dict(self.resumed.model)
         self.optimizer.load_state_dict(self.resumed.optimizer)
-        self.generator.set_state(self.resumed.generator)
-        _set_rng(self.resumed.rng, _device(self.model))
-        return list(self.resumed.history)
+        self.generator.set_state(self.resumed.extra["generator"])
+        _set_rng(self.resumed.extra["rng"], _device(self.model))
+        return [EpochRecord(**record) for record in self.resumed.history]
 
     def _save(self, history: tuple[EpochRecord, ...]) -> None:
         assert self.folder is not None
@@ -154,10 +149,12 @@ class Loop:
             identity=self.identity,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            generator=self.generator.get_state(),
-            rng=_get_rng(_device(self.model)),
-            history=history,
+            history=[record.as_dict() for record in history],
             seconds=self.seconds,
+            extra={
+                "generator": self.generator.get_state(),
+                "rng": _get_rng(_device(self.model)),
+            },
         ).save(self.folder)
 
 
@@ -195,6 +192,14 @@ def restore(folder: Path | None, resume: bool, identity: dict[str, Any]) -> Chec
     if folder is None:
         raise ValueError("resume=True needs run_dir, the folder of the run to continue")
     return checkpoints.load(folder, identity)
+
+
+def _words(record: EpochRecord) -> str:
+    """What the readout says of an epoch."""
+    shares = ((name.upper(), getattr(record, name)) for name in ("ua", "ra", "ta"))
+    parts = [f"{name} {value:.1f} %" for name, value in shares if value is not None]
+    parts += [f"loss {record.loss:.4f}", f"{record.images_per_second:,.0f} images/s"]
+    return "  ".join(parts)
 
 
 def _weighted_mean(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:

@@ -1,16 +1,15 @@
-"""The live readout of a run: a progress bar, and a line per epoch with UA, RA, loss, images/s."""
+"""The live readout of a run: a progress bar with a status, and lines that stay."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
-from salun_fast.methods.result import EpochRecord
-
 
 class Readout:
-    """``with Readout(...) as readout``: ``step`` after each step, ``epoch`` after each epoch."""
+    """``with Readout(title, total=steps, enabled=True) as readout``: ``step`` after each step,
+    ``status`` for what is known meanwhile, ``report`` for a line that stays."""
 
-    def __init__(self, title: str, *, epochs: int, steps: int, enabled: bool) -> None:
+    def __init__(self, title: str, *, total: int, enabled: bool) -> None:
         self.enabled = enabled
         if not enabled:
             return
@@ -24,8 +23,7 @@ class Readout:
             transient=True,
         )
         self._title = title
-        self._epochs = epochs
-        self._task = self._progress.add_task(title, total=epochs * steps, status="")
+        self._task = self._progress.add_task(title, total=total, status="")
 
     def __enter__(self) -> Readout:
         if self.enabled:
@@ -45,24 +43,18 @@ class Readout:
         if self.enabled:
             self._progress.update(self._task, completed=steps_done)
 
-    def epoch(self, record: EpochRecord) -> None:
+    def status(self, words: str) -> None:
+        if self.enabled:
+            self._progress.update(self._task, status=words)
+
+    def report(self, place: str, words: str, hint: str | None = None) -> None:
+        """``place``: where the run is, e.g. "epoch 3/10"."""
         if not self.enabled:
             return
-        status = _status(record)
-        self._progress.update(self._task, status=status)
-        self._progress.console.print(
-            f"{self._title} epoch {record.epoch}/{self._epochs}  {status}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if record.hint:
-            self._progress.console.print(
-                f"[yellow]{record.hint}[/yellow]", highlight=False, soft_wrap=True
-            )
+        self.status(words)
+        self._print(f"{self._title} {place}  {words}")
+        if hint:
+            self._print(f"[yellow]{hint}[/yellow]")
 
-
-def _status(record: EpochRecord) -> str:
-    shares = ((name.upper(), getattr(record, name)) for name in ("ua", "ra", "ta"))
-    parts = [f"{name} {value:.1f} %" for name, value in shares if value is not None]
-    parts += [f"loss {record.loss:.4f}", f"{record.images_per_second:,.0f} images/s"]
-    return "  ".join(parts)
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, soft_wrap=True)

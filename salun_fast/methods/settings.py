@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from salun_fast.data.batches import AUGMENTATIONS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 METHODS = ("salun", "salun_soft", "random_mask", "rl", "ft", "ga", "retrain")
 MASKED = ("salun", "random_mask")
@@ -15,13 +18,13 @@ RANDOM_LABEL = ("salun", "salun_soft", "random_mask", "rl")
 SCORES = ("abs_of_sum", "sum_of_abs", "sum_of_squares")
 
 
-def _one_of(settings: object, name: str, allowed: tuple[str, ...]) -> None:
+def one_of(settings: object, name: str, allowed: tuple[str, ...]) -> None:
     value = getattr(settings, name)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
 
 
-def _at_least(settings: object, least: float, *names: str) -> None:
+def at_least(settings: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if not value >= least:
@@ -56,13 +59,13 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # YAML gives lists
-        _at_least(self, 1, "epochs", "batch_size", "readout_images")
-        _at_least(self, 0, "momentum", "weight_decay", "gamma", "warmup_epochs")
+        at_least(self, 1, "epochs", "batch_size", "readout_images")
+        at_least(self, 0, "momentum", "weight_decay", "gamma", "warmup_epochs")
         if not self.lr > 0:
             raise ValueError(f"lr must be greater than 0, found {self.lr}")
-        _one_of(self, "schedule", ("multistep", "cosine", "constant"))
-        _one_of(self, "precision", ("fp32", "bf16"))
-        _one_of(self, "augment", AUGMENTATIONS)
+        one_of(self, "schedule", ("multistep", "cosine", "constant"))
+        one_of(self, "precision", ("fp32", "bf16"))
+        one_of(self, "augment", AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,11 @@ class ClassifierSettings(TrainSettings):
                 f"density must lie in (0, 1], the share of weights that may move, found "
                 f"{self.density}"
             )
-        _one_of(self, "which", ("largest", "smallest"))
-        _one_of(self, "score", SCORES)
-        _one_of(self, "weighting", ("batch", "sample"))
-        _one_of(self, "order", ("sequential", "mixed"))
-        _one_of(self, "soft_anchor", ("original", "epoch"))
+        one_of(self, "which", ("largest", "smallest"))
+        one_of(self, "score", SCORES)
+        one_of(self, "weighting", ("batch", "sample"))
+        one_of(self, "order", ("sequential", "mixed"))
+        one_of(self, "soft_anchor", ("original", "epoch"))
 
 
 # What the paper's formulae say and what the authors' code does.
@@ -119,7 +122,7 @@ _METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "retrain": {"epochs": 182, "lr": 0.1},
 }
 
-Settings = TypeVar("Settings", bound=TrainSettings)
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def resolve(method: str, preset: str, overrides: Mapping[str, Any]) -> ClassifierSettings:

@@ -12,9 +12,9 @@ from torch import nn
 
 from salun_fast.data import ImageSet, as_image_set
 from salun_fast.data.images import Images
+from salun_fast.digests import data_digest, model_digest
 from salun_fast.evaluation.accuracy import outputs
 from salun_fast.evaluation.resources import PeakMemory
-from salun_fast.methods.checkpoint import data_digest, model_digest
 from salun_fast.methods.inputs import check_labels, class_count, device_of
 from salun_fast.methods.loop import Loop, OnEpoch, repeatable, restore, run_folder
 from salun_fast.methods.plans import plain_plan

@@ -1,0 +1,1 @@
+"""What diffusion models add: noise and targets, guidance, class-conditional sampling, encodings."""
