@@ -22,24 +22,20 @@ holds}; examples: {indices (into the training images), labels, predicted} of som
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from salun_fast import machine
 from salun_fast.experiment.jobs import Job, execute, key_of
+from salun_fast.experiment.log import Log, Record
+from salun_fast.experiment.pool import Pool
 from salun_fast.experiment.settings import ExperimentSettings
 
-RESULTS = "results.jsonl"
-
-Record = dict[str, Any]
 OnRecord = Callable[[Record, int, int], None]
 
 
@@ -56,21 +52,12 @@ def run_experiment(
     """
     run = _Run(settings, Path(folder), on_record)
     seeds = (*settings.seeds, settings.tuning_seed) if settings.tuned else settings.seeds
-    with _Pool(settings) as pool:
+    with Pool(settings.workers, settings.threads) as pool:
         run.do(pool, [Job("train", seed) for seed in seeds])
         run.do(pool, [Job("run", s, t, "retrain") for s in seeds for t in settings.tasks])
         run.search(pool)
         run.do(pool, list(_runs(settings, run.chosen())))
     return run.records
-
-
-def read_records(folder: str | os.PathLike[str]) -> list[Record]:
-    """All whole records; a last line cut off by a kill is left out."""
-    path = Path(folder) / RESULTS
-    if not path.is_file():
-        return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def job_count(settings: ExperimentSettings) -> int:
@@ -103,27 +90,24 @@ class _Run:
         self, settings: ExperimentSettings, folder: Path, on_record: OnRecord | None
     ) -> None:
         self.settings, self.folder, self.on_record = settings, folder, on_record
-        self.path = folder / RESULTS
-        folder.mkdir(parents=True, exist_ok=True)
-        self.records = read_records(folder)
         self.total = job_count(settings)
-        if self.records:
-            _check_same(self.records[0], settings, folder)
-            _drop_cut_off_line(self.path)
-        else:
-            self.path.write_text("")
-            self._append(_header(settings))
+        self.log = Log.opened(folder, _header(settings), free=("workers", "threads", "root"))
 
-    def do(self, pool: _Pool, jobs: Iterable[Job]) -> None:
+    @property
+    def records(self) -> list[Record]:
+        return self.log.records
+
+    def do(self, pool: Pool, jobs: Iterable[Job]) -> None:
         done = {key_of(r) for r in self.records[1:]}
         missing = [job for job in jobs if job.key not in done]
-        for record in pool.execute(self.settings, self.folder, missing):
-            self._append(record)
+        work = partial(execute, self.settings, self.folder)
+        for record in pool.execute(work, missing):
+            self.log.append(record)
             if self.on_record is not None:
                 finished = sum(r["kind"] in ("train", "run", "search") for r in self.records)
                 self.on_record(record, finished, self.total)
 
-    def search(self, pool: _Pool) -> None:
+    def search(self, pool: Pool) -> None:
         """Learning rates; then SalUn's density; then the random mask's rates at that density."""
         settings = self.settings
         density = min(settings.densities, key=lambda d: abs(d - 0.5))
@@ -184,62 +168,7 @@ class _Run:
             return
         best = self._best(task, method)
         kept = ("task", "seed", "method", "overrides", "average_gap")
-        self._append({"kind": "choice"} | {name: best[name] for name in kept})
-
-    def _append(self, record: Record) -> None:
-        """One line, on disk before it counts."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.records.append(record)
-
-
-class _Pool:
-    """Executes jobs in this process, or side by side in several fresh ones."""
-
-    def __init__(self, settings: ExperimentSettings) -> None:
-        self._executor: ProcessPoolExecutor | None = None
-        if settings.workers > 1:
-            self._executor = ProcessPoolExecutor(
-                settings.workers,
-                mp_context=get_context("spawn"),  # torch's thread pool does not survive a fork
-                initializer=_set_threads,
-                initargs=(settings.threads,),
-            )
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-
-    def execute(
-        self, settings: ExperimentSettings, folder: Path, jobs: list[Job]
-    ) -> Iterator[Record]:
-        """Records as they come in."""
-        if self._executor is None:
-            before = torch.get_num_threads()
-            _set_threads(settings.threads)
-            try:
-                for job in jobs:
-                    yield execute(settings, folder, job)
-            finally:
-                torch.set_num_threads(before)
-            return
-        waiting: set[Future[Record]] = {
-            self._executor.submit(execute, settings, folder, job) for job in jobs
-        }
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+        self.log.append({"kind": "choice"} | {name: best[name] for name in kept})
 
 
 def _header(settings: ExperimentSettings) -> Record:
@@ -253,27 +182,3 @@ def _header(settings: ExperimentSettings) -> Record:
         "machine": machine.facts()
         | {"threads": settings.threads or torch.get_num_threads(), "workers": settings.workers},
     }
-
-
-def _check_same(header: Record, settings: ExperimentSettings, folder: Path) -> None:
-    """How many processes work may change between runs; nothing else."""
-    found, wanted = header.get("settings", {}), json.loads(json.dumps(asdict(settings)))
-    free = ("workers", "threads", "root")
-    different = [
-        f"{key} was {found.get(key)!r} and is {wanted[key]!r}"
-        for key in wanted
-        if key not in free and found.get(key) != wanted[key]
-    ]
-    if different:
-        raise ValueError(
-            f"{folder} holds a comparison with other settings: {'; '.join(different)}. Continue "
-            "it with the settings it began with, or use another folder"
-        )
-
-
-def _drop_cut_off_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rpartition(b"\n")[0] + b"\n"
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
