@@ -14,13 +14,14 @@ class ScoreSums:
     """Σ g, Σ |g| or Σ g² per parameter, in fp32, laid out as the parameter.
 
     ``count`` is how many batches went in. ``broken`` says why the sums cannot be used: part of a
-    batch went in and the rest did not.
+    batch went in and the rest did not. ``ranks`` is of how many processes they are the sums.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], rule: str) -> None:
         self.parameters = parameters
         self.rule = rule
         self.count = 0
+        self.ranks = 1
         self.broken: str | None = None
         self._sums: dict[str, Tensor] | None = None
 

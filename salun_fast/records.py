@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from salun_fast.data import ImageSet
 from salun_fast.evaluation import outputs
 from salun_fast.methods import TrainResult, UnlearnResult
+from salun_fast.methods.diffusion import DiffusionResult
 
 EXAMPLES = 24  # forget images whose predictions are kept for the report
 
@@ -24,7 +25,7 @@ def costs(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def proof(result: UnlearnResult) -> dict[str, Any]:
+def proof(result: UnlearnResult | DiffusionResult) -> dict[str, Any]:
     """Facts about the mask and the freeze certificate; None for methods without a mask."""
     mask, certificate = result.mask, result.certificate
     if mask is None or certificate is None:

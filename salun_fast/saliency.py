@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from salun_fast import bits, files, names, ops
 from salun_fast._measurement import Measurement
+from salun_fast._score_ranks import add_up_ranks, decline
 from salun_fast._score_sums import ScoreSums, first_nonfinite, peak
 from salun_fast.files import FileFormatError, PathLike
 from salun_fast.mask import SaliencyMask
 from salun_fast.names import Named, Patterns
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # What is added per batch; the score is the magnitude of the sum.
 SCORES = {"abs_of_sum": "sum", "sum_of_abs": "abs", "sum_of_squares": "square"}
@@ -165,9 +169,42 @@ class Saliency:
         are first scaled to that norm at most (the reference's DDPM: 1.0). NaN or infinity raises
         ValueError out of ``backward()``, naming the parameter; without ``clip_norm`` part of the
         batch is in the scores by then, so that they can only be :meth:`reset`.
+
+        Beyond parameters and scores, memory is needed for one gradient (for all with
+        ``clip_norm``), provided that a backward uses each parameter once: where a loss calls the
+        model twice, autograd keeps the gradients of one call until it has those of the other. Call
+        it once on the joined batch instead, as for guidance.
         """
         with self._measurement(clip_norm):
             yield self
+
+    def all_reduce(self, group: ProcessGroup | None = None) -> None:
+        """Add up what the ranks of ``group`` (None: all) measured, each on its share of the data.
+
+        Every rank calls it once, after its last batch. All then hold the same scores, to the bit,
+        and build the same masks; :attr:`batches` counts the batches of all ranks, and a rank that
+        had none adds zeros. The raw sums are added, with their sign for "abs_of_sum": the result
+        is that of one process with all the data, up to the rounding of fp32 sums. Works in place,
+        one tensor at a time; a single rank keeps what it has.
+
+        Raises, on every rank and before anything is added: ValueError where the ranks differ in
+        score, parameter names, their order or shapes; RuntimeError where one of them has loaded,
+        unusable or already added scores, or is still within :meth:`measure`; and RuntimeError
+        without a process group.
+        """
+        try:
+            sums = self._growing()
+            if self._measuring:
+                raise RuntimeError("leave measure() before all_reduce()")
+            if sums.ranks > 1:
+                raise RuntimeError(
+                    f"these scores are already the sums of {sums.ranks} ranks, and adding them up "
+                    "again would count them several times; reset() and measure anew"
+                )
+        except RuntimeError:
+            decline(self._shaped(), group)
+            raise
+        add_up_ranks(sums, group)
 
     def reset(self) -> None:
         """Begin anew with zeros."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from salun_fast import config as configs
 from salun_fast import files
-from salun_fast._extras import need
 from salun_fast.data import ImageData
 from salun_fast.evaluation.gap import METRICS
 from salun_fast.experiment import Row
@@ -17,6 +17,7 @@ from salun_fast.records import EXAMPLES
 from salun_fast.report.pictures import data_uri
 from salun_fast.report.plot import gap_plot
 from salun_fast.report.search import edge_notes
+from salun_fast.report.shell import fill
 from salun_fast.report.source import Record, Source
 from salun_fast.report.verdict import remarks, verdict
 from salun_fast.report.words import (
@@ -32,7 +33,7 @@ from salun_fast.report.words import (
     time_unit,
 )
 
-TEMPLATE = Path(__file__).with_name("template.html")
+TEMPLATE = "template.html"
 SHOWN_IMAGES = 10
 EPOCH_COLUMNS = ("epoch", "lr", "loss", "ua", "ra", "ta", "images_per_second")
 
@@ -69,11 +70,24 @@ class Gallery:
 
 @dataclass(frozen=True)
 class LayerChart:
-    """layers: (parameter, density in percent)."""
+    """layers: (parameter, density in percent); folded: shown on demand only."""
 
     title: str
     facts: str
     layers: list[tuple[str, float]]
+    folded: bool
+
+    @staticmethod
+    def of(title: str, run: Record, *, most_open: float = math.inf) -> LayerChart:
+        """Of a run with a mask. most_open: layers beyond which the chart is folded."""
+        mask = run["mask"]
+        facts = (
+            f"{mask['count']:,} of {mask['numel']:,} weights may move "
+            f"({100 * mask['density']:.2f} %), seed {run['seed']}, "
+            f"fingerprint {mask['fingerprint'][:16]}"
+        )
+        layers = [(name, 100 * share) for name, share in mask["layers"].items()]
+        return LayerChart(title, facts, layers, len(layers) > most_open)
 
 
 def write_report(
@@ -88,16 +102,12 @@ def write_report(
 
 def render(source: Source, *, data: ImageData | None = None) -> str:
     """The page as a string."""
-    jinja2 = need("jinja2", "the report")
     classes = data.classes if data is not None else ()
     rows = {task: source.rows(task) for task in source.tasks}
     titles = {task: task_title(task, source.settings, classes) for task in rows}
     phrases = {task: task_phrase(task, source.settings, classes) for task in rows}
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(TEMPLATE.read_text())
-    html: str = template.render(
+    return fill(
+        TEMPLATE,
         name=source.name,
         subtitle=_subtitle(source),
         verdict=verdict(rows, phrases) if rows else _training_verdict(source),
@@ -110,7 +120,8 @@ def render(source: Source, *, data: ImageData | None = None) -> str:
         has_retrain=any(r["method"] == "retrain" for r in source.runs),
         galleries=[_gallery(source, task, titles[task], data) for task in rows],
         charts=_charts(source, titles),
-        certificates=_certificates(source, titles),
+        certificates=certificates(source.runs, titles),
+        folded_certificates=False,
         history=_history(source),
         searched=_searched(source, titles),
         edges=edge_notes(source, phrases),
@@ -120,7 +131,6 @@ def render(source: Source, *, data: ImageData | None = None) -> str:
         command=source.command,
         several_seeds=any(len(row.seeds) > 1 for found in rows.values() for row in found),
     )
-    return html
 
 
 def _subtitle(source: Source) -> str:
@@ -199,23 +209,12 @@ def _label(index: int, data: ImageData | None) -> str:
 
 
 def _charts(source: Source, titles: dict[str, str]) -> list[LayerChart]:
-    charts = []
-    for task, title in titles.items():
-        run = source.run(task, "salun")
-        if run is None or not run.get("mask"):
-            continue
-        mask = run["mask"]
-        facts = (
-            f"{mask['count']:,} of {mask['numel']:,} weights may move "
-            f"({100 * mask['density']:.2f} %), seed {run['seed']}, "
-            f"fingerprint {mask['fingerprint'][:16]}"
-        )
-        layers = [(name, 100 * share) for name, share in mask["layers"].items()]
-        charts.append(LayerChart(title, facts, layers))
-    return charts
+    runs = {title: source.run(task, "salun") for task, title in titles.items()}
+    return [LayerChart.of(title, run) for title, run in runs.items() if run and run.get("mask")]
 
 
-def _certificates(source: Source, titles: dict[str, str]) -> list[Record]:
+def certificates(runs: Iterable[Record], titles: Mapping[str, str]) -> list[Record]:
+    """One line per run that has a freeze certificate. titles: of the tasks."""
     return [
         {
             "task": titles[r["task"]],
@@ -223,7 +222,7 @@ def _certificates(source: Source, titles: dict[str, str]) -> list[Record]:
             "seed": r["seed"],
             **r["certificate"],
         }
-        for r in source.runs
+        for r in runs
         if r.get("certificate")
     ]
 

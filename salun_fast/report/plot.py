@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from salun_fast._extras import need
 from salun_fast.evaluation.gap import METRICS
 from salun_fast.experiment import Row
 from salun_fast.report.words import METHOD_NAMES, METRIC_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#010203"  # replaced by currentColor, so that light and dark pages both work
 BAR = "#4f7cac"
@@ -28,12 +35,8 @@ def gap_plot(tables: dict[str, list[Row]]) -> str | None:
     panels = {title: rows for title, rows in panels.items() if rows}
     if not panels:
         return None
-    matplotlib = need("matplotlib", "the report's plot")
-    figures = need("matplotlib.figure", "the report's plot")
-    style = {"svg.fonttype": "none", "svg.hashsalt": "salun-fast", "font.size": 10}
-    with matplotlib.rc_context(style):
-        most = max(len(rows) for rows in panels.values())
-        figure = figures.Figure(figsize=(10.5, 1.1 + 0.42 * most), layout="constrained")
+    most = max(len(rows) for rows in panels.values())
+    with house_figure(1.1 + 0.42 * most) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, (title, rows) in zip(axes, panels.items(), strict=True):
             _panel(axis, title, rows)
@@ -41,13 +44,31 @@ def gap_plot(tables: dict[str, list[Row]]) -> str | None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
         )
-        return _svg(figure)
+        return svg(figure, "Gaps to Retrain per method")
 
 
-def _panel(axis: object, title: str, rows: list[Row]) -> None:
-    from matplotlib.axes import Axes
+@contextmanager
+def house_figure(height: float) -> Iterator[Figure]:
+    """An empty figure as wide as the page; height in inches. Draw and save it inside."""
+    matplotlib = need("matplotlib", "the report's plot")
+    figures = need("matplotlib.figure", "the report's plot")
+    style = {"svg.fonttype": "none", "svg.hashsalt": "salun-fast", "font.size": 10}
+    with matplotlib.rc_context(style):
+        yield figures.Figure(figsize=(10.5, height), layout="constrained")
 
-    assert isinstance(axis, Axes)
+
+def dress(axis: Axes, *, grid: Literal["x", "y"]) -> None:
+    """The house's look: thin ticks and grid lines, left and bottom edge only."""
+    axis.tick_params(colors=INK, length=3)
+    axis.grid(axis=grid, color=INK, alpha=0.12)
+    axis.set_axisbelow(True)
+    axis.patch.set_alpha(0)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+
+
+def _panel(axis: Axes, title: str, rows: list[Row]) -> None:
     places = list(range(len(rows)))[::-1]
     axis.barh(
         places,
@@ -74,20 +95,18 @@ def _panel(axis: object, title: str, rows: list[Row]) -> None:
     axis.set_xlabel("percentage points from Retrain (0 is best)", color=INK)
     axis.set_title(title, color=INK, fontsize=11, loc="left")
     axis.set_xlim(left=0)
-    axis.tick_params(colors=INK, length=3)
-    axis.grid(axis="x", color=INK, alpha=0.12)
-    axis.set_axisbelow(True)
-    axis.patch.set_alpha(0)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
+    dress(axis, grid="x")
 
 
-def _svg(figure: object) -> str:
+def svg(figure: Figure, label: str) -> str:
+    """The figure as an SVG element that takes colour, font and width from the page around it.
+
+    label: what it shows, for those who cannot see it.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})  # type: ignore[attr-defined]
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    svg = text[text.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"font: (\d+\.?\d*)px [^;\"]*", r"font-size: \1px", svg)
-    return svg.replace("<svg ", '<svg role="img" aria-label="Gaps to Retrain per method" ', 1)
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r"font: (\d+\.?\d*)px [^;\"]*", r"font-size: \1px", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -87,7 +87,7 @@ def _spreads(row: Row, other: Row) -> float:
 
 def outcome(salun: Row, control: Row) -> str:
     """What the two intervals mean ± std allow to say."""
-    rival = _control_name(salun, control)
+    rival = control_name(*(row.overrides.get("density") for row in (salun, control)))
     if min(len(salun.seeds), len(control.seeds)) < 2:
         return f"one seed cannot tell SalUn from {rival}"
     if not _closer(salun, control) and not _closer(control, salun):
@@ -97,11 +97,11 @@ def outcome(salun: Row, control: Row) -> str:
     return f"SalUn stayed farther from Retrain than {rival}"
 
 
-def _control_name(salun: Row, control: Row) -> str:
-    densities = [row.overrides.get("density") for row in (salun, control)]
-    if densities[0] == densities[1]:
+def control_name(salun: float | None, control: float | None) -> str:
+    """The random mask as a sentence calls it, by the densities of both."""
+    if salun == control:
         return "a random mask of the same density"
-    return f"a random mask of another density ({densities[1]}, SalUn's is {densities[0]})"
+    return f"a random mask of another density ({control}, SalUn's is {salun})"
 
 
 def _closest(methods: Mapping[str, Row]) -> str:

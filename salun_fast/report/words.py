@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from salun_fast.experiment import Row
 
@@ -31,6 +32,17 @@ NOTHING = "–"
 LONG_RUN = 600.0  # seconds from which run times are written in minutes
 
 
+class Timed(Protocol):
+    """A row of a table: one method over its seeds. rte, rte_std: seconds of run time."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+    @property
+    def rte(self) -> float | None: ...
+    @property
+    def rte_std(self) -> float | None: ...
+
+
 def task_title(task: str, settings: dict[str, Any], classes: tuple[str, ...] = ()) -> str:
     """The heading of a task, e.g. "Forgetting 10 % of the images at random"."""
     if task == "random":
@@ -47,9 +59,10 @@ def task_phrase(task: str, settings: dict[str, Any], classes: tuple[str, ...] = 
     return task_title(task, settings, classes).replace("Forgetting ", "forgetting ", 1)
 
 
-def spread(value: float, std: float, seeds: int) -> str:
-    """Mean ± std with two decimals; the mean alone for one seed."""
-    return f"{value:.2f} ± {std:.2f}" if seeds > 1 else f"{value:.2f}"
+def spread(value: float, std: float, seeds: int, decimals: int = 2) -> str:
+    """Mean ± std; the mean alone for one seed."""
+    mean = f"{value:.{decimals}f}"
+    return f"{mean} ± {std:.{decimals}f}" if seeds > 1 else mean
 
 
 def metric_cell(row: Row, metric: str) -> tuple[str, str]:
@@ -66,19 +79,23 @@ def gap_cell(row: Row) -> str:
     return spread(row.average_gap, row.average_gap_std, len(row.seeds))
 
 
-def time_unit(rows: list[Row]) -> tuple[str, float]:
+def time_unit(rows: Sequence[Timed]) -> tuple[str, float]:
     """("s", 1) or ("min", 60), whichever suits the longest run of a table."""
     longest = max((row.rte or 0.0 for row in rows), default=0.0)
     return ("min", 60.0) if longest > LONG_RUN else ("s", 1.0)
 
 
-def time_cell(row: Row, divisor: float) -> str:
+def time_cell(row: Timed, divisor: float) -> str:
     if row.rte is None:
         return NOTHING
     return spread(row.rte / divisor, (row.rte_std or 0.0) / divisor, len(row.seeds))
 
 
-def settings_words(overrides: dict[str, float]) -> str:
+def settings_words(overrides: Mapping[str, float | str]) -> str:
     """``lr 0.03, density 0.5``."""
     order = sorted(overrides, key=lambda name: (name != "lr", name))
-    return ", ".join(f"{name} {overrides[name]:g}" for name in order)
+    return ", ".join(f"{name} {_setting(overrides[name])}" for name in order)
+
+
+def _setting(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
