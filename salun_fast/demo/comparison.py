@@ -11,7 +11,7 @@ from typing import Any
 from salun_fast import config as configs
 from salun_fast import files, machine
 from salun_fast.experiment import EXPERIMENTS, ExperimentSettings, run_experiment
-from salun_fast.experiment.runner import OnRecord
+from salun_fast.experiment.log import OnRecord
 from salun_fast.report import markdown, read_source
 from salun_fast.workflow import rebuild_report
 
@@ -24,9 +24,9 @@ def demo_settings(data: str, overrides: Sequence[str] = ()) -> ExperimentSetting
     if data not in EXPERIMENTS:
         raise ValueError(f"data must be one of {', '.join(DEMOS)} in the demo, found {data!r}")
     settings = EXPERIMENTS[data]
-    values = configs.override_mapping(_plain(asdict(settings)), overrides)
+    values = configs.override_mapping(plain(asdict(settings)), overrides)
     try:
-        return replace(settings, **{name: _frozen(value) for name, value in values.items()})
+        return replace(settings, **{name: frozen(value) for name, value in values.items()})
     except TypeError as error:
         raise ValueError(f"these settings do not make a comparison: {error}") from error
 
@@ -53,19 +53,19 @@ def _keep_configuration(settings: ExperimentSettings, folder: Path, command: str
     if file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, **_plain(asdict(settings)), "versions": machine.versions()}
+    content = {"command": command, **plain(asdict(settings)), "versions": machine.versions()}
     files.write_text(file, configs.to_yaml(content))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, for OmegaConf."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """Lists back to tuples, inside mappings too."""
     if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+        return {key: frozen(inner) for key, inner in value.items()}
+    return tuple(frozen(inner) for inner in value) if isinstance(value, list) else value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 RESULTS = "results.jsonl"
 
 Record = dict[str, Any]
+OnRecord = Callable[[Record, int, int], None]  # a new record; how many are done; of how many
 
 
 class Log:

@@ -23,7 +23,7 @@ holds}; examples: {indices (into the training images), labels, predicted} of som
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,9 @@ import torch
 
 from salun_fast import machine
 from salun_fast.experiment.jobs import Job, execute, key_of
-from salun_fast.experiment.log import Log, Record
+from salun_fast.experiment.log import Log, OnRecord, Record
 from salun_fast.experiment.pool import Pool
 from salun_fast.experiment.settings import ExperimentSettings
-
-OnRecord = Callable[[Record, int, int], None]
 
 
 def run_experiment(
