@@ -16,12 +16,32 @@ from salun_fast.optimizer import SalUnOptimizer
 from salun_fast.saliency import Saliency
 
 if TYPE_CHECKING:
+    from salun_fast.diffusion.class_pipeline import ClassConditionalPipeline
     from salun_fast.methods import unlearn_classifier
+    from salun_fast.methods.concept import unlearn_concept
+    from salun_fast.methods.ddpm import unlearn_ddpm
+    from salun_fast.patch import UnlearningPatch
 
 __version__ = version("salun-fast")
-__all__ = ["SalUnOptimizer", "Saliency", "SaliencyMask", "ops", "unlearn_classifier"]
+__all__ = [
+    "ClassConditionalPipeline",
+    "SalUnOptimizer",
+    "Saliency",
+    "SaliencyMask",
+    "UnlearningPatch",
+    "ops",
+    "unlearn_classifier",
+    "unlearn_concept",
+    "unlearn_ddpm",
+]
 
-_LAZY = {"unlearn_classifier": "salun_fast.methods"}
+_LAZY = {
+    "ClassConditionalPipeline": "salun_fast.diffusion.class_pipeline",
+    "UnlearningPatch": "salun_fast.patch",
+    "unlearn_classifier": "salun_fast.methods",
+    "unlearn_concept": "salun_fast.methods.concept",
+    "unlearn_ddpm": "salun_fast.methods.ddpm",
+}
 
 
 def __getattr__(name: str) -> Any:

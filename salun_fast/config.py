@@ -1,12 +1,16 @@
-"""Configuration of a run: a YAML file, then ``key=value`` overrides, checked against a schema."""
+"""Configuration of a run: a YAML file, then ``key=value`` overrides, checked against a schema.
+
+A schema is a dataclass with defaults, the ``COMMANDS`` whose run folders hold it, and the presets
+that its ``preset`` names.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from salun_fast._extras import need
 
@@ -14,6 +18,20 @@ FILE = "config.yaml"
 DEFAULT_FRACTION = 0.1
 NARROW = 8.0
 EXTRA_KEYS = ("command", "versions", "machine")  # facts beside the configuration in config.yaml
+
+
+class Schema(Protocol):
+    """What every configuration offers."""
+
+    COMMANDS: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    device: str
+
+    @staticmethod
+    def presets() -> Mapping[str, object]: ...
+
+
+Config = TypeVar("Config", bound=Schema)
 
 
 @dataclass
@@ -28,6 +46,8 @@ class RunConfig:
     train: fields of TrainSettings; unlearn: fields of ClassifierSettings. mask: file of a mask to
     use instead of measuring one. max_members: cap of the membership attack's fit.
     """
+
+    COMMANDS: ClassVar[tuple[str, ...]] = ("train", "saliency", "unlearn")
 
     data: str = "digits"
     root: str | None = None
@@ -50,6 +70,13 @@ class RunConfig:
     train: dict[str, Any] = field(default_factory=dict)
     unlearn: dict[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def presets() -> Mapping[str, object]:
+        """The settings that each preset stands for."""
+        from salun_fast.methods.settings import PRESETS
+
+        return PRESETS
+
     @property
     def task(self) -> str:
         return "class" if self.forget_class is not None else "random"
@@ -67,29 +94,37 @@ class RunConfig:
         return self.fraction
 
 
+@overload
 def load(
-    overrides: Sequence[str] = (),
-    *,
-    file: Path | None = None,
-    base: RunConfig | None = None,
-) -> RunConfig:
-    """``base`` (default: the schema's defaults), then the YAML file, then ``key=value`` pairs.
+    overrides: Sequence[str] = (), *, file: Path | None = None, base: None = None
+) -> RunConfig: ...
 
-    Raises ValueError naming an unknown key (with the closest known one) or a value of the wrong
-    type, FileNotFoundError for a missing file.
+
+@overload
+def load(overrides: Sequence[str] = (), *, file: Path | None = None, base: Config) -> Config: ...
+
+
+def load(
+    overrides: Sequence[str] = (), *, file: Path | None = None, base: Schema | None = None
+) -> Schema:
+    """``base`` (default: RunConfig's defaults), then the YAML file, then ``key=value`` pairs.
+
+    The class of ``base`` is the schema. Raises ValueError naming an unknown key (with the closest
+    known one) or a value of the wrong type, FileNotFoundError for a missing file.
     """
     omegaconf = need("omegaconf", "reading the configuration")
-    config = omegaconf.OmegaConf.structured(base if base is not None else RunConfig())
+    given = base if base is not None else RunConfig()
+    config = omegaconf.OmegaConf.structured(given)
     try:
         if file is not None:
             config = omegaconf.OmegaConf.merge(config, _read(file))
         changes = parse_overrides(overrides)
         if "preset" in changes:
-            _leave_preset(config, str(config.preset))
+            _leave_preset(config, given.presets())
         config = omegaconf.OmegaConf.merge(config, changes)
-        loaded: RunConfig = omegaconf.OmegaConf.to_object(config)
+        loaded: Schema = omegaconf.OmegaConf.to_object(config)
     except omegaconf.errors.OmegaConfBaseException as error:
-        raise ValueError(_explain(error, [f.name for f in fields(RunConfig)])) from error
+        raise ValueError(_explain(error, [f.name for f in fields(given)])) from error
     return loaded
 
 
@@ -126,9 +161,9 @@ def to_yaml(values: dict[str, Any]) -> str:
     return text
 
 
-def read_run(path: Path) -> RunConfig:
+def read_run(path: Path, schema: type[Config]) -> Config:
     """The configuration that a run folder's config.yaml holds."""
-    return load(file=path)
+    return load(file=path, base=schema())
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -167,13 +202,12 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _leave_preset(config: Any, preset: str) -> None:
+def _leave_preset(config: Any, presets: Mapping[str, object]) -> None:
     """Take out of ``unlearn`` what only spells out a preset that is about to change, as the
     config.yaml of a run does: two presets are never mixed."""
-    from salun_fast.methods.settings import PRESETS
-
-    for name, value in vars(PRESETS[preset]).items() if preset in PRESETS else ():
-        differs = any(getattr(other, name) != value for other in PRESETS.values())
+    preset = str(config.preset)
+    for name, value in vars(presets[preset]).items() if preset in presets else ():
+        differs = any(getattr(other, name) != value for other in presets.values())
         if differs and name in config.unlearn and config.unlearn[name] == value:
             del config.unlearn[name]
 

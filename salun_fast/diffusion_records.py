@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = ("ddpm", "concept")
 YARDSTICKS = ("original", "retrain")
+TOLD = ("lr", "steps", "alpha", "density")
 KIND, VERSION = "generated samples", 1
 
 Record = dict[str, Any]
@@ -113,6 +114,24 @@ def run_record(
         "animation": animation,
         "samples_steps": list(samples_steps),
     }
+
+
+def class_task(label: int, names: Sequence[str]) -> str:
+    """The task of forgetting a class, e.g. "class 8 (Bag)"."""
+    name = names[label]
+    return f"class {label}" if name == str(label) else f"class {label} ({name})"
+
+
+def told(result: DiffusionTrainResult | None) -> dict[str, float]:
+    """The settings that the report's table names beside a method."""
+    if not isinstance(result, DiffusionResult):
+        return {}
+    left_out = {"density"} if result.mask is None else set()
+    left_out |= {"alpha"} if result.method == "ga" else set()
+    found = {name: getattr(result.settings, name) for name in TOLD if name not in left_out}
+    if result.mask is not None:  # a given mask has its own; int(N r) / N is a little below r
+        found["density"] = float(f"{result.mask.density:.3g}")
+    return found
 
 
 def metrics_record(

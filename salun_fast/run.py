@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from salun_fast import config as configs
 from salun_fast import files, machine
-from salun_fast.config import RunConfig
+from salun_fast.config import Config, RunConfig, Schema
 
 
 class RunFolder:
@@ -19,8 +19,10 @@ class RunFolder:
 
     config.yaml (resolved configuration, versions, machine), metrics.jsonl (one JSON object per
     line: ``{"kind": "epoch", ...}`` while it runs, then the ``"run"`` records that the report is
-    made of), mask.safetensors, model.safetensors, checkpoints/, report.html. Every file is
-    complete or absent; metrics.jsonl may end in a line cut off by a kill, which is not read.
+    made of), mask.safetensors, model.safetensors, checkpoints/, report.html. Runs of diffusion
+    models write ``{"kind": "step", ...}`` lines, pipeline/ (as diffusers saves it),
+    patch.safetensors, samples/ and cache/ instead of the model. Every file is complete or absent;
+    metrics.jsonl may end in a line cut off by a kill, which is not read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -47,6 +49,27 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def pipeline_folder(self) -> Path:
+        return self.path / "pipeline"
+
+    @property
+    def averaged_folder(self) -> Path:
+        """The pipeline with the moving average of the weights, where one was kept."""
+        return self.path / "pipeline-averaged"
+
+    @property
+    def patch_file(self) -> Path:
+        return self.path / "patch.safetensors"
+
+    @property
+    def samples_folder(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.path / "cache"
+
+    @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 
@@ -58,7 +81,14 @@ class RunFolder:
     def exists(self) -> bool:
         return self.config_file.is_file()
 
-    def begin(self, command: str, config: RunConfig, *, resume: bool = False) -> None:
+    @property
+    def command(self) -> str:
+        """What made this folder, e.g. "unlearn" or "unlearn ddpm"."""
+        if not self.exists:
+            raise FileNotFoundError(f"{self.path} is not a run folder: {configs.FILE} is missing")
+        return str(configs.read_yaml(self.config_file).get("command", ""))
+
+    def begin(self, command: str, config: Schema, *, resume: bool = False) -> None:
         """Create the folder and write config.yaml; a folder in use is only touched to resume.
 
         A run with a checkpoint keeps its config.yaml: ``config`` may turn out to be another run's.
@@ -73,7 +103,7 @@ class RunFolder:
             self.write_config(command, config)
         self.write_metrics(self.metrics() if resume else [])  # drops a line cut off by a kill
 
-    def write_config(self, command: str, config: RunConfig) -> None:
+    def write_config(self, command: str, config: Schema) -> None:
         """Replace config.yaml in one step."""
         content = {
             "command": command,
@@ -83,10 +113,21 @@ class RunFolder:
         }
         files.write_text(self.config_file, configs.to_yaml(content))
 
-    def config(self) -> RunConfig:
-        if not self.exists:
-            raise FileNotFoundError(f"{self.path} is not a run folder: {configs.FILE} is missing")
-        return configs.read_run(self.config_file)
+    @overload
+    def config(self) -> RunConfig: ...
+
+    @overload
+    def config(self, schema: type[Config]) -> Config: ...
+
+    def config(self, schema: type[Any] = RunConfig) -> Any:
+        """What the run went by; ValueError where it is a run of another kind than the schema."""
+        command = self.command
+        if command and command not in schema.COMMANDS:
+            raise ValueError(
+                f"{self.path} holds a run of `{command}`, expected one of "
+                f"{', '.join(f'`{known}`' for known in schema.COMMANDS)}; pass another folder"
+            )
+        return configs.read_run(self.config_file, schema)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, on disk before this returns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,19 @@ from salun_fast.methods.settings import override, resolve
 from salun_fast.methods.train import working_copy
 from salun_fast.records import costs, examples, proof
 from salun_fast.report import read_source, write_report
+from salun_fast.report.diffusion_page import write_diffusion_report
+from salun_fast.report.diffusion_source import holds_diffusion
 from salun_fast.run import RunFolder
 from salun_fast.weights import load_weights, save_weights
 
 Record = dict[str, Any]
+
+
+class ComputeConfig(Protocol):
+    """A configuration that says where to compute."""
+
+    device: str
+    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def saliency(config: RunConfig, folder: RunFolder) -> SaliencyMask:
     settings = resolve("salun", config.preset, config.unlearn)
     model = working_copy(_original(config, task.data), settings)
     folder.begin("saliency", replace(config, width=_width(config)))
-    scores = measure(model, task.forget.to(_device(config)), settings)
+    scores = measure(model, task.forget.to(chosen_device(config)), settings)
     mask = scores.mask(settings.density, which=settings.which)
     scores.save(folder.saliency_file)
     mask.save(folder.mask_file)
@@ -162,10 +171,13 @@ def rebuild_report(
     """report.html of a comparison or of run folders; in the first folder unless ``out`` is given.
 
     Without ``data`` the pictures' data set is loaded again; where it cannot be found any more the
-    report has no pictures.
+    report has no pictures. Diffusion runs get their own page, with the pictures kept beside them.
     """
-    source = read_source(folders)
     path = out if out is not None else Path(folders[0]) / "report.html"
+    if holds_diffusion(folders):
+        write_diffusion_report(folders, path)
+        return path
+    source = read_source(folders)
     write_report(source, path, data=data or _pictures(source.settings))
     return path
 
@@ -194,7 +206,7 @@ def load_task(config: RunConfig) -> Task:
 
 def build_model(config: RunConfig, data: ImageData) -> nn.Module:
     """The model, initialised by ``seed`` or with the weights of a file, on the device."""
-    device = _device(config)
+    device = chosen_device(config)
     with repeatable(config.seed, device):
         model = models.build(
             config.model, data.num_classes, width=_width(config), in_channels=data.channels
@@ -219,7 +231,11 @@ def _original(config: RunConfig, data: ImageData) -> nn.Module:
     return build_model(config, data)
 
 
-def _device(config: RunConfig) -> torch.device:
+def chosen_device(config: ComputeConfig) -> torch.device:
+    """The device of a configuration; its number of threads is set as well.
+
+    Raises ValueError for a device that torch does not know or have here.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-HEAVY = ("omegaconf", "jinja2", "matplotlib", "sklearn", "torchvision", "typer", "rich", "PIL")
+HEAVY = (
+    "omegaconf", "jinja2", "matplotlib", "sklearn", "torchvision", "typer", "rich", "PIL",
+    "diffusers", "transformers",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

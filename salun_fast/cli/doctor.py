@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = (
     "scikit-learn", "torchvision", "torchmetrics", "omegaconf", "jinja2", "matplotlib",
-    "diffusers",
+    "diffusers", "transformers", "accelerate", "peft",
 )  # fmt: skip
 _CUDA_FACTS = "cuda_"  # how the build facts of the CUDA library begin
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from salun_fast import config as configs
-from salun_fast.config import RunConfig
+from salun_fast.config import Config, RunConfig
 from salun_fast.run import RunFolder
 
 Overrides: TypeAlias = Annotated[
@@ -26,6 +26,10 @@ ConfigFile: TypeAlias = Annotated[
 From: TypeAlias = Annotated[
     Path | None,
     typer.Option("--from", help="Run folder (its configuration and model) or weights file."),
+]
+FromPipeline: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--from", help="Pipeline folder of diffusers, or run folder that holds one."),
 ]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")]
 Resume: TypeAlias = Annotated[
@@ -60,3 +64,35 @@ def _started_from(start: Path, base: RunConfig | None) -> RunConfig:
             f"{start} holds no model.safetensors: its run is not finished, or is no run folder"
         )
     return replace(found, weights=str(folder.model_file))
+
+
+def resolve_diffusion(
+    schema: type[Config],
+    overrides: list[str] | None,
+    file: Path | None,
+    start: Path | None,
+    out: RunFolder,
+    *,
+    resume: bool,
+) -> Config:
+    """Defaults, or the configuration of the run in ``out`` to resume, or what the run to start
+    from says of data and sampling; then the YAML file, then the overrides."""
+    base = out.config(schema) if resume and out.exists else schema()
+    if start is not None:
+        base = _continued(schema, start, base, fresh=not (resume and out.exists))
+    return configs.load(overrides or (), file=file, base=base)
+
+
+def _continued(schema: type[Config], start: Path, base: Config, *, fresh: bool) -> Config:
+    from salun_fast.diffusion import pipelines
+    from salun_fast.diffusion_config import ConceptConfig, DDPMConfig, DDPMTrainConfig
+
+    known: dict[str, Any] = {}
+    folder = RunFolder(start)
+    if fresh and folder.exists:
+        schemas = (DDPMTrainConfig, DDPMConfig, ConceptConfig)
+        found = next((s for s in schemas if folder.command in s.COMMANDS), None)
+        if found is not None:
+            known = vars(folder.config(found))
+    shared = {f.name: known[f.name] for f in fields(schema) if f.name in known}
+    return replace(base, **shared | {"pipeline": str(pipelines.found_in(start))})

@@ -23,14 +23,28 @@ def report(
 ) -> None:
     """Build report.html from run folders; with a retrain run among them it shows gaps."""
     from salun_fast import files, workflow
-    from salun_fast.report import markdown as as_markdown
-    from salun_fast.report import read_source
+    from salun_fast.report.diffusion_source import holds_diffusion
+
+    written = [workflow.rebuild_report(folders, out)]
+    tables = _diffusion(folders) if holds_diffusion(folders) else _classifier(folders)
+    if markdown is not None:
+        files.write_text(markdown, tables)
+        written.append(markdown)
+    show.written(*written)
+
+
+def _classifier(folders: list[Path]) -> str:
+    """Print the comparison; its tables as Markdown."""
+    from salun_fast.report import markdown, read_source
 
     source = read_source(folders)
-    written = [workflow.rebuild_report(folders, out)]
-    if markdown is not None:
-        files.write_text(markdown, as_markdown(source))
-        written.append(markdown)
     if source.tasks:
         show.comparison(source)
-    show.written(*written)
+    return markdown(source)
+
+
+def _diffusion(folders: list[Path]) -> str:
+    """Print what was measured on diffusion runs; its tables as Markdown."""
+    from salun_fast.report.diffusion_markdown import markdown_of
+
+    return markdown_of(show.diffusion(folders))

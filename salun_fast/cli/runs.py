@@ -1,11 +1,8 @@
-"""``train``, ``saliency``, ``unlearn`` and ``evaluate``."""
+"""``train``, ``saliency`` and ``unlearn`` of classifiers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from salun_fast.cli import show
 from salun_fast.cli.options import ConfigFile, From, Out, Overrides, Resume, resolve
@@ -60,22 +57,3 @@ def unlearn(
     show.judged(records)
     show.certificate(records[-1]["certificate"])
     show.written(folder.model_file, folder.report_file)
-
-
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, or weights file with --config.")],
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    retrain: Annotated[
-        Path | None, typer.Option(help="Run folder of the retrained model, for the gaps.")
-    ] = None,
-) -> None:
-    """UA, RA, TA and MIA of a model, and its gaps to a retrained one."""
-    from salun_fast import workflow
-
-    runs = {str(run): resolve(overrides, config, run)}
-    if retrain is not None:
-        runs[str(retrain)] = resolve(overrides, config, retrain)
-        workflow.check_same_split(runs[str(run)], runs[str(retrain)])
-    measured = {name: workflow.evaluate(found) for name, found in runs.items()}
-    show.metrics(measured, yardstick=None if retrain is None else str(retrain))

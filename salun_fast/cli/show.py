@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from salun_fast.evaluation import ClassifierMetrics
     from salun_fast.mask import SaliencyMask
     from salun_fast.methods import TrainResult
+    from salun_fast.methods.diffusion import DiffusionTrainResult
     from salun_fast.report import Source
+    from salun_fast.report.diffusion_source import DiffusionSource
     from salun_fast.run import RunFolder
 
 
@@ -111,6 +113,54 @@ def certificate(found: Mapping[str, Any] | None) -> None:
     )
 
 
+def trained_steps(result: DiffusionTrainResult) -> None:
+    last = result.history[-1]
+    seconds = result.seconds["total"]
+    console().print(f"trained {last.step:,} steps in {seconds:.1f} s: loss {last.loss:.4g}")
+
+
+def unlearned(records: Sequence[Mapping[str, Any]]) -> None:
+    """Numbers of a diffusion model before and after, where anybody judged it."""
+    judged = {r["method"]: r["metrics"] for r in records if r["metrics"]}
+    if judged:
+        generated(judged)
+    else:
+        advice(
+            "Nobody judged the pictures: look at the report, or give `salun-fast evaluate` a "
+            "judge=RUN_FOLDER (classes) or a clip_model=FOLDER (prompts)."
+        )
+    certificate(records[-1]["certificate"])
+
+
+def generated(measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """What a judge or a CLIP model says of pictures, per method."""
+    from salun_fast.report.words import METHOD_NAMES
+
+    numbers = {"ua": "UA %", "ra": "RA %", "frechet": "distance"}
+    numbers |= {"clip_score": "CLIP score", "clip_score_forgotten": "CLIP score, forgotten"}
+    present = [k for k in numbers if any(found.get(k) is not None for found in measured.values())]
+    rows = [
+        [METHOD_NAMES[method], *(_number(found.get(key)) for key in present)]
+        for method, found in measured.items()
+    ]
+    table("Generated pictures", ["", *(numbers[key] for key in present)], rows)
+    first = next(iter(measured.values()))
+    if first.get("judge"):
+        console().print(
+            f"UA, RA: called so by {first['judge']}, right on {first['judge_accuracy']:.1f} % of "
+            "real test images",
+            soft_wrap=True,
+        )
+    if first.get("frechet"):
+        console().print(f"distance: {first['frechet']['label']}", soft_wrap=True)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value['value']:.4g}" if isinstance(value, Mapping) else f"{value:.2f}"
+
+
 def comparison(source: Source) -> None:
     """Means per task and the verdict; gaps and spreads of the four metrics are in the report."""
     from salun_fast.evaluation import METRICS
@@ -141,6 +191,23 @@ def comparison(source: Source) -> None:
         table(task_title(task, source.settings), columns, lines)
     phrases = {task: task_phrase(task, source.settings) for task in rows}
     console().print(verdict(rows, phrases))
+
+
+def diffusion(folders: Sequence[Path]) -> DiffusionSource:
+    """Tables per task and the verdict on diffusion runs; returns what they were read from."""
+    from salun_fast.report.diffusion_page import result_table
+    from salun_fast.report.diffusion_source import read_diffusion
+    from salun_fast.report.diffusion_summary import rows
+    from salun_fast.report.diffusion_verdict import verdict
+
+    source = read_diffusion(folders)
+    found = {task: rows(source, task) for task in source.tasks}
+    for task in found:
+        shown = result_table(source, task, found[task])
+        lines = [[line.name, *(value for value, _ in line.cells)] for line in shown.lines]
+        table(shown.title, ["", *shown.columns], lines)
+    console().print(verdict(found))
+    return source
 
 
 def mask_facts(mask: SaliencyMask) -> None:

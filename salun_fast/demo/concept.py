@@ -18,7 +18,7 @@ from salun_fast.data import ImageSet, load_images
 from salun_fast.demo.captioned import STYLES, CaptionedSet, captioned, prompt
 from salun_fast.demo.concept_weights import load_concept
 from salun_fast.demo.drawing import drawn
-from salun_fast.demo.jobs import run_jobs, told
+from salun_fast.demo.jobs import run_jobs
 from salun_fast.demo.judges import Judges
 from salun_fast.diffusion.draws import seed_of
 from salun_fast.evaluation.accuracy import accuracy
@@ -26,8 +26,7 @@ from salun_fast.evaluation.features import classifier_features
 from salun_fast.evaluation.frechet import RealFeatures
 from salun_fast.experiment.log import OnRecord, Record
 from salun_fast.methods.concept import ConceptResult, unlearn_concept, with_unet
-from salun_fast.report.animation import animation
-from salun_fast.report.grid import Panel, grid
+from salun_fast.report.film import film
 
 METHODS = ("salun", "random_mask", "rl", "ga")
 JUDGE = "two small CNNs, of objects and of styles"
@@ -190,7 +189,7 @@ def _execute(settings: ConceptDemo, folder: Path, job: Job) -> Record:
     records.save_samples(folder / f"{stem}.safetensors", _shown(pipeline, rows, bench, SHOWN))
     labels = [label for label, _, _ in rows]
     if frames:
-        _film(folder / f"{stem}.gif", frames, labels, _outlined(job.task, rows, bench))
+        film(folder / f"{stem}.gif", frames, labels, _outlined(job.task, rows, bench))
     return records.run_record(
         model="concept",
         task=job.task.title,
@@ -201,7 +200,7 @@ def _execute(settings: ConceptDemo, folder: Path, job: Job) -> Record:
         samples=f"{stem}.safetensors",
         metrics=_metrics(settings, bench, job, pipeline),
         result=result,
-        overrides=told(result),
+        overrides=records.told(result),
         animation=f"{stem}.gif" if frames else None,
         samples_steps=[step for step, _ in frames],
     )
@@ -315,13 +314,3 @@ def _shown(
     made = drawn(pipeline, [words[thing] for thing in things], per_caption=count)
     images = made.images.view(len(things), len(STYLES), count, *made.images.shape[1:])
     return torch.stack([images[things.index(thing), style] for _, thing, style in rows])
-
-
-def _film(
-    path: Path, frames: list[tuple[int, Tensor]], labels: Sequence[str], forgotten: Sequence[int]
-) -> None:
-    pictures = [
-        grid([Panel(f"after {step} steps", list(images))], labels, forgotten=forgotten)
-        for step, images in frames
-    ]
-    animation(pictures, path)

@@ -10,13 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from salun_fast import files
 from salun_fast.data import load_images
 from salun_fast.demo.captioned import captioned
 from salun_fast.demo.drawing import GUIDANCE_SCALE, SAMPLING_STEPS, drawn
 from salun_fast.demo.judges import Judges, load_judges, train_judges
-from salun_fast.demo.small_pipeline import load_pipeline, save_half
 from salun_fast.demo.train_pipeline import PipelineTraining, train_pipeline
+from salun_fast.diffusion import pipelines
 
 if TYPE_CHECKING:
     import os
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "weights" / "concept"
 FACTS_FILE = "facts.json"
+PIPELINE = "pipeline"
 JUDGE_EPOCHS = 6
 PICTURES_PER_CAPTION = 10  # by which the finished pipeline is judged
 
@@ -41,7 +44,7 @@ def train_concept_weights(
 ) -> dict[str, Any]:
     """Everything from the data to a folder like the shipped one; returns its facts.
 
-    The folder, made if missing, gets the pipeline by ``save_pretrained`` in fp16, both judges and
+    The folder, made if missing, gets ``pipeline/`` by ``save_pretrained`` in fp16, both judges and
     ``facts.json``: settings, seconds, and how often the judges agree with the captions of real
     test pictures and of the pictures that the saved pipeline draws.
     """
@@ -56,9 +59,9 @@ def train_concept_weights(
     judges.save(target)
     with _timed(seconds, "pipeline"):
         pipeline = train_pipeline(pictures, settings, seed=seed, progress=progress)
-    save_half(pipeline, target)
+    pipelines.save_half(pipeline, target / PIPELINE)
     words = pictures.object_words
-    generated = drawn(load_pipeline(target), words, per_caption=per_caption, seed=seed + 1)
+    generated = drawn(_loaded(target), words, per_caption=per_caption, seed=seed + 1)
     facts = {
         "data": data,
         "seed": seed,
@@ -90,7 +93,11 @@ def load_concept(
             "salun-fast demo concept --train"
         )
     facts: dict[str, Any] = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
-    return load_pipeline(path), load_judges(path, len(facts["objects"])), facts
+    return _loaded(path), load_judges(path, len(facts["objects"])), facts
+
+
+def _loaded(folder: Path) -> Any:
+    return pipelines.load(folder / PIPELINE, torch.device("cpu"))
 
 
 @contextmanager

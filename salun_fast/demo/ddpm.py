@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from salun_fast import diffusion_records as records
 from salun_fast.data import ImageData
 from salun_fast.demo.ddpm_models import RECIPES, DemoModels, load_models, load_unet, pictures
-from salun_fast.demo.jobs import run_jobs, told
+from salun_fast.demo.jobs import run_jobs
 from salun_fast.diffusion.sampling import sample_classes
 from salun_fast.evaluation.frechet import RealFeatures
 from salun_fast.evaluation.generated import Judge, evaluate_generated
 from salun_fast.experiment.log import OnRecord, Record
 from salun_fast.methods.ddpm import unlearn_ddpm
 from salun_fast.methods.diffusion import DiffusionResult
-from salun_fast.report.animation import animation
-from salun_fast.report.grid import Panel, grid
+from salun_fast.report.film import film
 
 METHODS = ("salun", "random_mask", "rl", "ga")
 CONTROLLED = ("salun", "random_mask")
@@ -99,19 +98,12 @@ def run_ddpm_demo(
         settings,
         path,
         _jobs(settings),
-        lambda job: (task_name(job.forget_class, names), job.method, job.seed),
+        lambda job: (records.class_task(job.forget_class, names), job.method, job.seed),
         partial(_execute, settings, path),
         workers=settings.workers,
         threads=settings.threads,
         command=command,
         on_record=on_record,
-    )
-
-
-def task_name(forget_class: int, names: Sequence[str]) -> str:
-    name = names[forget_class]
-    return (
-        f"class {forget_class}" if name == str(forget_class) else f"class {forget_class} ({name})"
     )
 
 
@@ -201,10 +193,10 @@ def _record(
     stem = f"samples/{job.method}-{job.forget_class}-{job.seed}"
     records.save_samples(folder / f"{stem}.safetensors", _shown(settings, bench, unet, SHOWN))
     if frames:
-        _film(folder / f"{stem}.gif", frames, names, job.forget_class)
+        film(folder / f"{stem}.gif", frames, names, [job.forget_class])
     return records.run_record(
         model="ddpm",
-        task=task_name(job.forget_class, names),
+        task=records.class_task(job.forget_class, names),
         method=job.method,
         seed=job.seed,
         rows=names,
@@ -212,7 +204,7 @@ def _record(
         samples=f"{stem}.safetensors",
         metrics=_metrics(settings, bench, job, unet),
         result=result,
-        overrides=told(result),
+        overrides=records.told(result),
         animation=f"{stem}.gif" if frames else None,
         samples_steps=[step for step, _ in frames],
     )
@@ -258,13 +250,3 @@ def _sampled(
         guidance_scale=settings.guidance_scale,
         steps=settings.sampling_steps,
     )
-
-
-def _film(
-    path: Path, frames: list[tuple[int, Tensor]], names: Sequence[str], forget_class: int
-) -> None:
-    pictures_of = [
-        grid([Panel(f"after {step} steps", list(rows))], names, forgotten=[forget_class])
-        for step, rows in frames
-    ]
-    animation(pictures_of, path)

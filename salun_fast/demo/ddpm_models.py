@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from salun_fast import files, models
 from salun_fast._extras import need
 from salun_fast.data import ImageData, ImageSet, load_images
+from salun_fast.diffusion import pipelines
 from salun_fast.methods import train_classifier
 from salun_fast.methods.ddpm import train_ddpm
 from salun_fast.methods.loop import repeatable
@@ -145,7 +146,7 @@ def make_unet(
         unet, scheduler, data, seed=seed, run_dir=work, resume=True, progress=progress,
         **settings | dict(recipe.train),
     )  # fmt: skip
-    ClassConditionalPipeline(result.unet.half(), scheduler).save_pretrained(folder)
+    pipelines.save_half(ClassConditionalPipeline(result.unet, scheduler), folder)
 
 
 def load_models(folder: Path, data: ImageData) -> DemoModels:
@@ -158,10 +159,8 @@ def load_models(folder: Path, data: ImageData) -> DemoModels:
 
 def load_unet(folder: Path) -> tuple[Any, Any]:
     """UNet (fp32, eval mode) and scheduler of a pipeline folder."""
-    from salun_fast.diffusion.class_pipeline import ClassConditionalPipeline
-
-    pipeline: Any = ClassConditionalPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    return pipeline.unet.eval(), pipeline.scheduler
+    pipeline = pipelines.load(folder, torch.device("cpu"))
+    return pipeline.unet, pipeline.scheduler
 
 
 def _make_judge(recipe: Recipe, data: ImageData, folder: Path, seed: int, progress: bool) -> float:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from salun_fast import diffusion_records as records
 from salun_fast import machine
 from salun_fast.experiment.log import Log, OnRecord, Record
 from salun_fast.experiment.pool import Pool
-from salun_fast.methods.diffusion import DiffusionResult
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Job = TypeVar("Job")
 FREE = ("workers", "threads", "root", "models")  # may change between calls
-TOLD = ("lr", "steps", "alpha", "density")  # settings that the table names beside a method
 
 
 def run_jobs(
@@ -48,13 +46,3 @@ def run_jobs(
             if on_record is not None:
                 on_record(record, len(log.records) - 1, len(jobs))
     return log.records
-
-
-def told(result: DiffusionResult | None) -> dict[str, Any]:
-    """Settings of a run that its row in the table names."""
-    if result is None:
-        return {}
-    left_out = {"density"} if result.mask is None else set()
-    if result.method == "ga":
-        left_out.add("alpha")
-    return {name: getattr(result.settings, name) for name in TOLD if name not in left_out}

@@ -6,18 +6,11 @@ big pipeline (``attn1``, ``attn2``, ``to_q``, ...), so whatever works on one wor
 
 from __future__ import annotations
 
-import copy
 import itertools
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from salun_fast._extras import need
 
@@ -69,58 +62,6 @@ def build_pipeline(captions: Iterable[str], *, size: int = 32) -> StableDiffusio
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def load_pipeline(folder: str | os.PathLike[str]) -> StableDiffusionPipeline:
-    """A pipeline folder of ``save_pretrained`` in fp32, read from the disk alone.
-
-    Raises FileNotFoundError where there is no pipeline.
-    """
-    path = Path(folder)
-    if not (path / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no pipeline (model_index.json is missing); pass a folder written by "
-            "save_pretrained"
-        )
-    pipelines = need("diffusers", PURPOSE, extra="diffusion").StableDiffusionPipeline
-    with _without_bars():
-        pipeline: StableDiffusionPipeline = pipelines.from_pretrained(
-            path, local_files_only=True, safety_checker=None
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return _cast(pipeline, torch.float32)
-
-
-def save_half(pipeline: StableDiffusionPipeline, folder: str | os.PathLike[str]) -> None:
-    """Write a copy of the pipeline in fp16 by ``save_pretrained``; ``pipeline`` stays as it is."""
-    half = _cast(copy.deepcopy(pipeline), torch.float16)
-    with _without_bars():
-        half.save_pretrained(folder)
-
-
-def _cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """In place. torch's own ``to``: that of diffusers warns of modules to be kept in fp32 even
-    where there are none."""
-    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
-        nn.Module.to(part, dtype)
-    return pipeline
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Loading and saving without the progress bars of diffusers and transformers."""
-    loggers = [
-        need(f"{library}.utils.logging", PURPOSE, extra="diffusion")
-        for library in ("diffusers", "transformers")
-    ]
-    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
-    for logger in shown:
-        logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger in shown:
-            logger.enable_progress_bar()
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:

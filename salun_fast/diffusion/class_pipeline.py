@@ -77,15 +77,24 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _checked_labels(self, class_labels: int | Sequence[int] | Tensor) -> Tensor:
-        labels = torch.as_tensor(class_labels, dtype=torch.int64).reshape(-1)
         classes = class_count(self.unet)
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(wrong) or not len(labels):
-            found = int(wrong[0]) if len(wrong) else "none"
+        try:
+            labels = torch.as_tensor(class_labels).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            labels = torch.empty(0)
+        whole = not (labels.is_floating_point() or labels.is_complex()) and len(labels) > 0
+        if not whole or labels.dtype == torch.bool:
             raise ValueError(
-                f"class_labels must be classes 0..{classes - 1} of this model, found {found}"
+                f"class_labels must be one class 0..{classes - 1}, or a list or tensor of them, "
+                f"found {class_labels!r}"
             )
-        return labels.to(self._execution_device)
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise ValueError(
+                f"class_labels must be classes 0..{classes - 1} of this model, found "
+                f"{int(wrong[0])}"
+            )
+        return labels.to(self._execution_device, torch.int64)
 
     def _start(
         self,
@@ -94,6 +103,11 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents: Tensor | None,
     ) -> Tensor:
         shape = (count, *sample_shape(self.unet))
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(
+                f"generator must be one, or a list of one per image ({count}), found "
+                f"{len(generator)}"
+            )
         if latents is None:
             drawn: Tensor = randn_tensor(
                 shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype

@@ -26,6 +26,12 @@ def class_count(unet: Any) -> int:
 
 def sample_shape(unet: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the images that the UNet takes."""
+    if unet.config.out_channels != unet.config.in_channels:
+        raise ValueError(
+            f"the UNet must say as many channels as it takes, found out_channels "
+            f"{unet.config.out_channels} and in_channels {unet.config.in_channels} (a learned "
+            "variance is not supported)"
+        )
     size = unet.config.sample_size
     if size is None:
         raise ValueError("the UNet's config has no sample_size; set it to the images' side")
@@ -42,8 +48,8 @@ def check_class(role: str, label: int, classes: int) -> None:
 
 
 def image_set(images: Images, name: str, unet: Any) -> ImageSet:
-    """Images with labels that fit the UNet, handed out in [-1, 1]; they are normalised anew,
-    whatever mean and std they came with, if they are uint8."""
+    """Images with labels that fit the UNet, handed out in [-1, 1]: uint8 ones scaled so, whatever
+    mean and std they came with, floating-point ones as their own mean and std make them."""
     given = as_image_set(images, name)
     if not len(given):
         raise ValueError(f"{name} holds no images; give at least one")
@@ -54,12 +60,18 @@ def image_set(images: Images, name: str, unet: Any) -> ImageSet:
             f"UNet (in_channels, sample_size), found {list(given.images.shape)}; resize or convert "
             "them"
         )
-    half = (0.5,) * expected[0]
-    pixels.check_range(given.images, name)
-    stored = given.images if given.images.dtype == torch.uint8 else given.images / 2 + 0.5
-    checked = ImageSet(stored, given.labels, half, half)
+    checked = _symmetric(given, name)
     _check_labels(checked.labels, name, class_count(unet))
     return checked
+
+
+def _symmetric(given: ImageSet, name: str) -> ImageSet:
+    if given.images.dtype == torch.uint8:
+        half = (0.5,) * given.images.shape[1]
+        return ImageSet(given.images, given.labels, half, half)
+    handed_out = given.normalise(given.images) if given.images.is_floating_point() else given.images
+    pixels.check_range(handed_out, f"{name} images")
+    return ImageSet(handed_out.float(), given.labels)
 
 
 def _check_labels(labels: Tensor, name: str, classes: int) -> None:

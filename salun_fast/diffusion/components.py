@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salun_fast._eval_mode import eval_mode
 from salun_fast.diffusion.pixels import symmetric
 
 
@@ -48,22 +49,41 @@ class Components:
         """How many pixels a latent stands for along each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
-    def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """int64 [n, length], padded; a prompt over the limit is cut, and a warning says where."""
+    def check_fit(self) -> None:
+        """Raise ValueError where UNet, VAE and text encoder do not belong together."""
+        channels, latents = self.unet.config.in_channels, self.vae.config.latent_channels
+        if channels != latents:
+            raise ValueError(
+                f"the UNet takes {channels} channels, the VAE makes {latents}; pass the parts of "
+                "one text-to-image pipeline (in-painting UNets take more and are not supported)"
+            )
+        wanted, width = self.unet.config.cross_attention_dim, self.text_encoder.config.hidden_size
+        if isinstance(wanted, int) and wanted != width:
+            raise ValueError(
+                f"the UNet reads prompts of width {wanted}, the text encoder writes {width}; pass "
+                "the parts of one pipeline of Stable Diffusion 1.x or 2.x (later ones have two "
+                "text encoders and are not supported)"
+            )
+
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """Say of each distinct prompt over the tokenizer's limit what is kept of it."""
         limit = int(self.tokenizer.model_max_length)
         for prompt in dict.fromkeys(prompts):
-            ids = self.tokenizer(prompt, truncation=False).input_ids
+            ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
             if len(ids) > limit:
                 kept = self.tokenizer.decode(ids[: limit - 1], skip_special_tokens=True)
                 warnings.warn(
                     f"prompt {prompt!r} has {len(ids)} tokens, {limit} is the tokenizer's limit "
                     f"(start and end included): it was cut to {kept.strip()!r}",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """int64 [n, length], padded, and cut at the tokenizer's limit."""
         padded = self.tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=limit,
+            max_length=int(self.tokenizer.model_max_length),
             truncation=True,
             return_tensors="pt",
         )
@@ -73,24 +93,24 @@ class Components:
     @torch.no_grad()
     def embeddings(self, prompts: Sequence[str], *, batch_size: int = 32) -> Tensor:
         """Text encoder's last hidden states on the CPU, [n, length, width]."""
-        self.text_encoder.eval()
-        parts = [
-            self.text_encoder(ids.to(self.text_encoder.device))[0].cpu()
-            for ids in torch.split(self.tokens(prompts), batch_size)
-        ]
+        with eval_mode(self.text_encoder):
+            parts = [
+                self.text_encoder(ids.to(self.text_encoder.device))[0].cpu()
+                for ids in torch.split(self.tokens(prompts), batch_size)
+            ]
         return torch.cat(parts)
 
     @torch.no_grad()
     def posteriors(self, images: Tensor, *, batch_size: int = 32) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, scaled as the UNet takes them, on the CPU,
         [n, c, h, w]; images uint8 or in [-1, 1]."""
-        self.vae.eval()
         means, deviations = [], []
-        for chunk in torch.split(images, batch_size):
-            pixels = symmetric(chunk).to(self.vae.device, self.vae.dtype)
-            found = self.vae.encode(pixels).latent_dist
-            means.append(self._scaled(found.mean, shifted=True).cpu())
-            deviations.append(self._scaled(found.std, shifted=False).cpu())
+        with eval_mode(self.vae):
+            for chunk in torch.split(images, batch_size):
+                pixels = symmetric(chunk).to(self.vae.device, self.vae.dtype)
+                found = self.vae.encode(pixels).latent_dist
+                means.append(self._scaled(found.mean, shifted=True).cpu())
+                deviations.append(self._scaled(found.std, shifted=False).cpu())
         return torch.cat(means), torch.cat(deviations)
 
     def _scaled(self, values: Tensor, *, shifted: bool) -> Tensor:

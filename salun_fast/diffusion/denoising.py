@@ -6,11 +6,13 @@ guidance, whose w is SalUn's: w = 0 is the plain conditional prediction).
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from salun_fast import files
 from salun_fast._extras import need
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -40,6 +42,11 @@ class Denoising:
         self.timesteps = int(config["num_train_timesteps"])
         self._scheduler = _noising(config)
 
+    @property
+    def noise_digest(self) -> str:
+        """SHA-256 (hex) over how much of the clean sample is left at each step."""
+        return hashlib.sha256(files.bytes_of(self._scheduler.alphas_cumprod)).hexdigest()
+
     def noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t, shaped as ``clean`` [b, c, h, w]; timesteps: int64 [b]."""
         noisy: Tensor = self._scheduler.add_noise(clean, noise, timesteps)
@@ -67,8 +74,9 @@ def uniform_timesteps(count: int, total: int, generator: torch.Generator) -> Ten
 
 
 def antithetic_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """int64 [count]: pairs t and total - 1 - t, so that every batch covers early and late noise."""
-    half = uniform_timesteps(count // 2 + 1, total, generator)
+    """int64 [count]: pairs t and total - 1 - t, so that every batch covers early and late noise;
+    where count is odd, one of them is alone."""
+    half = uniform_timesteps((count + 1) // 2, total, generator)
     return torch.cat([half, total - 1 - half])[:count]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,18 +57,30 @@ def encode(
     """Latents of the images (uint8 or in [-1, 1]) and embeddings of their prompts, one per image.
 
     With ``cache``, a folder, they are read from there when the same models, images and prompts
-    were encoded before, and written there otherwise.
+    were encoded before, and written there otherwise. A damaged file is replaced, with a warning.
     """
     if cache is None:
         return _encoded(components, images, prompts)
     path = cache / f"{_key(components, images, prompts)}.safetensors"
-    if path.is_file():
-        tensors, _ = files.load_tensors(path, kind=KIND, version=VERSION)
-        return Encoded(**tensors)
+    kept = _kept(path)
+    if kept is not None:
+        return kept
     made = _encoded(components, images, prompts)
     cache.mkdir(parents=True, exist_ok=True)
     files.save_tensors(path, vars(made), kind=KIND, version=VERSION, facts={})
     return made
+
+
+def _kept(path: Path) -> Encoded | None:
+    """What an earlier run left; None where there is nothing, or nothing whole."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, _ = files.load_tensors(path, kind=KIND, version=VERSION)
+    except files.FileFormatError as error:
+        warnings.warn(f"encoding anew, as the cache is damaged: {error}", stacklevel=4)
+        return None
+    return Encoded(**tensors)
 
 
 def _encoded(components: Components, images: Tensor, prompts: Sequence[str]) -> Encoded:
@@ -86,7 +99,8 @@ def _key(components: Components, images: Tensor, prompts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for model in (components.vae, components.text_encoder):
         digest.update(model_digest(model).encode())
-    digest.update(repr((components.vae.config.scaling_factor, list(prompts))).encode())
+    scaling = [components.vae.config.get(key) for key in ("scaling_factor", "shift_factor")]
+    digest.update(repr((scaling, list(prompts))).encode())
     digest.update(components.tokens(list(dict.fromkeys(prompts))).numpy().tobytes())
     digest.update(repr((images.shape, images.dtype)).encode())
     digest.update(files.bytes_of(images))

@@ -11,12 +11,13 @@ from torch import Tensor
 from salun_fast.diffusion.denoising import Denoising, antithetic_timesteps, uniform_timesteps
 from salun_fast.diffusion.draws import Order, generator_for
 
-Clean = Callable[[Tensor, torch.Generator], Tensor]  # indices [b] -> samples [b, c, h, w]
+# indices [b] -> samples [b, c, h, w], fp32: in half precision the first steps would add no noise
+Clean = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """indices: of the samples, int64 [b]. noisy: x_t [b, c, h, w]. timesteps: int64 [b].
+    """indices: of the samples, int64 [b]. noisy: x_t, fp32 [b, c, h, w]. timesteps: int64 [b].
     target: what the network should say [b, c, h, w]. noise: as drawn, in ``noisy``.
     generator: the batch's own, for what else is to be drawn."""
 

@@ -17,6 +17,7 @@ from salun_fast.mask import SaliencyMask
 from salun_fast.methods.checkpoint import Checkpoint
 from salun_fast.methods.diffusion_settings import StepSettings, UnlearnSettings
 from salun_fast.methods.step_loop import Loss, OnSnapshot, OnStep, StepLoop, StepRecord
+from salun_fast.names import match
 from salun_fast.optimizer import SalUnOptimizer
 from salun_fast.saliency import Saliency
 
@@ -145,6 +146,24 @@ class MaskedRun:
         return FreezeCertificate.before(original, _widened(self.mask, original)).after(self.unet)
 
 
+def fitted_mask(
+    mask: SaliencyMask | None, method: str, unet: nn.Module, names: Collection[str]
+) -> SaliencyMask | None:
+    """A given mask's entries for the parameters ``names``, under the UNet's names for them.
+
+    It may cover others of the UNet as well, which then stay frozen. Raises ValueError for a method
+    without mask, and for a mask of another model.
+    """
+    if mask is None:
+        return None
+    if method not in MASKED:
+        raise ValueError(f"mask is for the methods {', '.join(MASKED)}, found method {method!r}")
+    parameters = dict(unet.named_parameters())
+    covered = match(parameters, mask.words)
+    meant = {n: p for n, p in parameters.items() if n in covered or n in names}
+    return _restricted(mask.aligned_to(meant), names)
+
+
 def adam(unet: nn.Module, settings: StepSettings) -> SalUnOptimizer:
     """Adam without decay over what requires a gradient; NaN gradients stop the run before they
     reach the weights."""
@@ -154,6 +173,11 @@ def adam(unet: nn.Module, settings: StepSettings) -> SalUnOptimizer:
         lr=settings.lr,
         error_if_nonfinite=True,
     )
+
+
+def open_names(unet: nn.Module) -> list[str]:
+    """The parameters that require a gradient."""
+    return [name for name, parameter in unet.named_parameters() if parameter.requires_grad]
 
 
 def let_train(unet: nn.Module, names: Collection[str]) -> None:
@@ -166,8 +190,7 @@ def averaged(loop: StepLoop) -> dict[str, Tensor] | None:
     """The moving average of a finished loop by parameter name."""
     if loop.ema is None:
         return None
-    names = [name for name, p in loop.model.named_parameters() if p.requires_grad]
-    return dict(zip(names, loop.ema.shadow_params, strict=True))
+    return dict(zip(open_names(loop.model), loop.ema.shadow_params, strict=True))
 
 
 def _restricted(mask: SaliencyMask, names: Collection[str]) -> SaliencyMask:
@@ -183,9 +206,8 @@ def _restricted(mask: SaliencyMask, names: Collection[str]) -> SaliencyMask:
 def _widened(mask: SaliencyMask, model: nn.Module) -> SaliencyMask:
     """The mask with every other parameter of the model in it, frozen."""
     parameters = dict(model.named_parameters())
-    aligned = mask.aligned_to({name: parameters[name] for name in mask.names})
     return SaliencyMask.from_words(
-        {n: aligned.words[n] if n in aligned.words else _no_bits(p) for n, p in parameters.items()},
+        {n: mask.words[n] if n in mask.words else _no_bits(p) for n, p in parameters.items()},
         {name: p.shape for name, p in parameters.items()},
         score=mask.score,
     )

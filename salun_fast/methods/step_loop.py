@@ -93,9 +93,10 @@ class StepLoop:
                     if self.on_step is not None:
                         self.on_step(history[-1])
                     window = _Window()
+                self._snapshot(step + 1)
                 if self._checkpoints(step + 1):
                     self._save(history)
-                self._snapshot(step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         return tuple(history)
 

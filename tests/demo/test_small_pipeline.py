@@ -17,15 +17,15 @@ from salun_fast.demo.small_pipeline import (
     MAX_TOKENS,
     build_pipeline,
     build_tokenizer,
-    load_pipeline,
-    save_half,
 )
 from salun_fast.demo.train_pipeline import PipelineTraining, encode, train_pipeline
+from salun_fast.diffusion import pipelines
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-BRIEF = PipelineTraining(vae_steps=3, vae_batch=4, steps=3, batch=4)
+BRIEF = PipelineTraining(vae_steps=3, vae_batch=4, steps=3, rounds=1, batch=4)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_trained_pipeline_is_in_eval_mode_and_its_latents_have_unit_spread(pic
 
 def test_a_saved_pipeline_draws_the_same_pictures_when_loaded(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    loaded = load_pipeline(tmp_path)
+    loaded = pipelines.load(tmp_path, CPU)
     words = ("zero", "one")
     assert torch.equal(drawn(loaded, words, steps=2).images, drawn(pipeline, words, steps=2).images)
     assert loaded.tokenizer(captions(words)).input_ids == (
@@ -114,9 +114,9 @@ def test_a_saved_pipeline_draws_the_same_pictures_when_loaded(pipeline, tmp_path
 
 def test_saving_in_half_precision_leaves_the_pipeline_alone_and_loads_in_fp32(pipeline, tmp_path):
     before = [value.clone() for value in weights_of(pipeline)]
-    save_half(pipeline, tmp_path)
+    pipelines.save_half(pipeline, tmp_path / "half")
     assert all(map(torch.equal, before, weights_of(pipeline)))
-    loaded = weights_of(load_pipeline(tmp_path))
+    loaded = weights_of(pipelines.load(tmp_path / "half", CPU))
     kept = zip(before, loaded, strict=True)
     assert all(torch.equal(own.half().to(own.dtype), value) for own, value in kept)
     assert {value.dtype for value in loaded if value.is_floating_point()} == {torch.float32}
@@ -156,6 +156,6 @@ def test_bad_input_is_named(pictures, tmp_path):
     with pytest.raises(ValueError, match="size must be a multiple of 8 pixels, found 30"):
         build_pipeline(["a photo"], size=30)
     with pytest.raises(FileNotFoundError, match="holds no pipeline"):
-        load_pipeline(tmp_path)
+        pipelines.found_in(tmp_path)
     with pytest.raises(FileNotFoundError, match="demo concept --train"):
         load_concept(tmp_path)
