@@ -31,8 +31,8 @@ from salun_fast.methods.settings import override, resolve
 from salun_fast.methods.train import working_copy
 from salun_fast.records import costs, examples, proof
 from salun_fast.report import read_source, write_report
-from salun_fast.report.diffusion_page import write_diffusion_report
-from salun_fast.report.diffusion_source import holds_diffusion
+from salun_fast.report.diffusion.page import write_diffusion_report
+from salun_fast.report.diffusion.source import holds_diffusion
 from salun_fast.run import RunFolder
 from salun_fast.weights import load_weights, save_weights
 

@@ -23,7 +23,7 @@ def report(
 ) -> None:
     """Build report.html from run folders; with a retrain run among them it shows gaps."""
     from salun_fast import files, workflow
-    from salun_fast.report.diffusion_source import holds_diffusion
+    from salun_fast.report.diffusion.source import holds_diffusion
 
     written = [workflow.rebuild_report(folders, out)]
     tables = _diffusion(folders) if holds_diffusion(folders) else _classifier(folders)
@@ -45,6 +45,6 @@ def _classifier(folders: list[Path]) -> str:
 
 def _diffusion(folders: list[Path]) -> str:
     """Print what was measured on diffusion runs; its tables as Markdown."""
-    from salun_fast.report.diffusion_markdown import markdown_of
+    from salun_fast.report.diffusion.markdown import markdown_of
 
     return markdown_of(show.diffusion(folders))

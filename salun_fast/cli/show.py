@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from salun_fast.methods import TrainResult
     from salun_fast.methods.diffusion import DiffusionTrainResult
     from salun_fast.report import Source
-    from salun_fast.report.diffusion_source import DiffusionSource
+    from salun_fast.report.diffusion.source import DiffusionSource
     from salun_fast.run import RunFolder
 
 
@@ -195,10 +195,10 @@ def comparison(source: Source) -> None:
 
 def diffusion(folders: Sequence[Path]) -> DiffusionSource:
     """Tables per task and the verdict on diffusion runs; returns what they were read from."""
-    from salun_fast.report.diffusion_page import result_table
-    from salun_fast.report.diffusion_source import read_diffusion
-    from salun_fast.report.diffusion_summary import rows
-    from salun_fast.report.diffusion_verdict import verdict
+    from salun_fast.report.diffusion.page import result_table
+    from salun_fast.report.diffusion.source import read_diffusion
+    from salun_fast.report.diffusion.summary import rows
+    from salun_fast.report.diffusion.verdict import verdict
 
     source = read_diffusion(folders)
     found = {task: rows(source, task) for task in source.tasks}

@@ -83,7 +83,7 @@ class ConceptDemo:
     preset: str = "reference"
     unlearn: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    images: int = 2000
+    images: int = 800
     per_caption: int = 20
     workers: int = 2
     threads: int = 1

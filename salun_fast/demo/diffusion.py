@@ -19,7 +19,7 @@ from salun_fast.demo.ddpm import DDPMDemo, run_ddpm_demo
 from salun_fast.demo.ddpm_models import RECIPES, make_models
 from salun_fast.demo.ddpm_models import SHIPPED as SHIPPED_DDPM
 from salun_fast.experiment.log import OnRecord
-from salun_fast.report.diffusion_markdown import diffusion_markdown
+from salun_fast.report.diffusion.markdown import diffusion_markdown
 from salun_fast.workflow import rebuild_report
 
 Settings = TypeVar("Settings", DDPMDemo, ConceptDemo)

@@ -20,7 +20,7 @@ from salun_fast.methods.concept import with_unet
 from salun_fast.methods.diffusion import DiffusionResult, DiffusionTrainResult
 from salun_fast.methods.step_loop import StepRecord
 from salun_fast.patch import UnlearningPatch
-from salun_fast.report.diffusion_page import write_diffusion_report
+from salun_fast.report.diffusion.page import write_diffusion_report
 from salun_fast.report.film import film
 from salun_fast.run import RunFolder
 

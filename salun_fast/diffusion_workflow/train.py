@@ -19,7 +19,7 @@ from salun_fast.methods.diffusion import DiffusionTrainResult
 from salun_fast.methods.diffusion_settings import StepSettings
 from salun_fast.methods.loop import repeatable
 from salun_fast.methods.settings import override
-from salun_fast.report.diffusion_page import write_diffusion_report
+from salun_fast.report.diffusion.page import write_diffusion_report
 from salun_fast.report.grid import Panel, grid
 from salun_fast.report.pictures import write_png
 from salun_fast.run import RunFolder

@@ -23,7 +23,15 @@ from salun_fast.diffusion.trainable import trainable_names
 from salun_fast.digests import model_digest
 from salun_fast.evaluation.resources import PeakMemory
 from salun_fast.mask import SaliencyMask
-from salun_fast.methods.diffusion import MASKED, DiffusionResult, MaskedRun, Watch, averaged
+from salun_fast.methods.diffusion import (
+    DiffusionResult,
+    MaskedRun,
+    Watch,
+    averaged,
+    fitted_mask,
+    let_train,
+    open_names,
+)
 from salun_fast.methods.diffusion_settings import ConceptSettings, resolve_concept
 from salun_fast.methods.loop import repeatable, restore, run_folder
 from salun_fast.methods.step_loop import Loss, OnSnapshot, OnStep
@@ -83,18 +91,20 @@ def unlearn_concept(
     if alpha is not None:
         overrides["alpha"] = alpha
     settings = resolve_concept(method, preset, overrides)
-    if mask is not None and method not in MASKED:
-        raise ValueError(f"mask is for the methods {', '.join(MASKED)}, found method {method!r}")
     components = Components.of(pipeline)
+    components.check_fit()
     names = trainable_names(components.unet, settings.trainable)
+    mask = fitted_mask(mask, method, components.unet, names)
+    denoising = Denoising(components.scheduler)
     asked = _asked(
         components, forget_images, retain_images, forget_prompt, replacement_prompt, retain_prompts
     )
     watch = Watch(progress, on_step, on_snapshot, snapshot_every)
+    components.warn_of_cuts(asked.prompts)
     cache = _cache_folder(cache_dir, run_dir)
     with PeakMemory(components.device) as peak, repeatable(seed, components.device):
         started = time.perf_counter()
-        task = _encoded(components, asked, cache)
+        task = _encoded(components, asked, denoising, cache)
         encoding = time.perf_counter() - started
         identity = _identity(components, task, method, settings, seed, mask)
         folder = run_folder(run_dir)
@@ -109,7 +119,7 @@ def unlearn_concept(
                 seed,
                 forgetting.saliency_losses,
                 names,
-                names if settings.count_over == "trainable" else _open_names(components.unet),
+                names if settings.count_over == "trainable" else open_names(components.unet),
                 mask,
                 resumed,
             )
@@ -119,7 +129,7 @@ def unlearn_concept(
             )
             history = loop.run()
     seconds = dict(run.seconds, train=sum(record.seconds for record in history))
-    return ConceptResult(
+    result = ConceptResult(
         unet=unet,
         averaged=averaged(loop),
         history=history,
@@ -131,6 +141,8 @@ def unlearn_concept(
         certificate=run.certificate(components.unet),
         pipeline=None if isinstance(pipeline, Components) else with_unet(pipeline, unet),
     )
+    let_train(unet, open_names(components.unet))
+    return result
 
 
 def _cache_folder(
@@ -161,6 +173,10 @@ class _Asked:
     replacement: list[str]
     retain: list[str]
 
+    @property
+    def prompts(self) -> list[str]:
+        return [*self.forget, *self.replacement, *self.retain]
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -187,7 +203,8 @@ class _Forgetting:
         batch = self._forget(number)
         with torch.no_grad():
             noisy = self._noisy.renoised(batch) if self._settings.redraw_posterior else batch.noisy
-            taught = self._said(noisy, batch, self._task.replacement.conditions(batch.indices))
+            replacing = self._task.replacement.conditions(batch.indices)
+            taught = self._said(noisy, batch.timesteps, replacing)
         forget = reduced(self._of_forget_prompt(batch), taught, "mean")
         retain = self._retained(number)
         parts = {"forget": forget.detach(), "retain": retain.detach()}
@@ -201,13 +218,20 @@ class _Forgetting:
 
     def saliency_losses(self) -> Iterator[Tensor]:
         """Per batch of one pass: the denoising loss of the guided prediction."""
-        guidance = self._settings.saliency_guidance
         for batch in self._noisy.one_pass():
-            said = self._of_forget_prompt(batch)
-            if guidance:
-                nothing = self._task.nothing.expand(len(batch.indices), -1, -1)
-                said = guided_prediction(said, self._said(batch.noisy, batch, nothing), guidance)
-            yield reduced(said, batch.target, "mean")
+            yield reduced(self._guided(batch), batch.target, "mean")
+
+    def _guided(self, batch: NoisyBatch) -> Tensor:
+        """The guided prediction for the forget prompt; both halves in one call, since autograd
+        would keep all gradients of the first of two until the second has its own."""
+        guidance = self._settings.saliency_guidance
+        if not guidance:
+            return self._of_forget_prompt(batch)
+        conditions = self._task.forget.conditions(batch.indices)
+        both = torch.cat([conditions, self._task.nothing.expand_as(conditions)])
+        said = self._said(batch.noisy.repeat(2, 1, 1, 1), batch.timesteps.repeat(2), both)
+        conditional, unconditional = said.chunk(2)
+        return guided_prediction(conditional, unconditional, guidance)
 
     def _retained(self, number: int) -> Tensor:
         """The ordinary denoising loss, with the prompt dropped now and then."""
@@ -216,28 +240,31 @@ class _Forgetting:
         chances = torch.rand(len(batch.indices), generator=batch.generator)
         dropped = (chances < self._settings.condition_dropout)[:, None, None]
         conditions = torch.where(dropped, self._task.nothing, conditions)
-        return reduced(self._said(batch.noisy, batch, conditions), batch.target, "mean")
+        said = self._said(batch.noisy, batch.timesteps, conditions)
+        return reduced(said, batch.target, "mean")
 
     def _of_forget_prompt(self, batch: NoisyBatch) -> Tensor:
-        return self._said(batch.noisy, batch, self._task.forget.conditions(batch.indices))
+        conditions = self._task.forget.conditions(batch.indices)
+        return self._said(batch.noisy, batch.timesteps, conditions)
 
-    def _said(self, noisy: Tensor, batch: NoisyBatch, conditions: Tensor) -> Tensor:
+    def _said(self, noisy: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        taken = noisy.to(self._unet.dtype)
         prediction: Tensor = self._unet(
-            noisy, batch.timesteps, encoder_hidden_states=conditions.to(noisy)
+            taken, timesteps, encoder_hidden_states=conditions.to(taken)
         ).sample
         return prediction
 
     def _noisy_of(self, data: Encoded, purpose: str, seed: int) -> NoisyBatches:
-        parameter = next(self._unet.parameters())
+        device = next(self._unet.parameters()).device
 
         def clean(indices: Tensor, generator: torch.Generator) -> Tensor:
-            return data.latents(indices, generator).to(parameter)
+            return data.latents(indices, generator).to(device, torch.float32)
 
         return NoisyBatches(
             clean,
             len(data),
             self._task.denoising,
-            parameter.device,
+            device,
             self._settings.batch_size,
             seed,
             purpose,
@@ -256,10 +283,6 @@ def _checkpointed(unet: Any, wanted: bool) -> Iterator[None]:
     finally:
         if wanted and not before:
             unet.disable_gradient_checkpointing()
-
-
-def _open_names(unet: Any) -> list[str]:
-    return [name for name, parameter in unet.named_parameters() if parameter.requires_grad]
 
 
 def _asked(
@@ -318,13 +341,15 @@ def _check_images(components: Components, images: Tensor, name: str) -> None:
     multiple = components.pixels_per_latent * 2**levels
     if images.shape[2] % multiple or images.shape[3] % multiple:
         raise ValueError(
-            f"{name} must have sides that are multiples of {multiple} pixels for this VAE and UNet, "
-            f"found {images.shape[2]} x {images.shape[3]}; resize them"
+            f"{name} must have sides that are multiples of {multiple} pixels for this VAE and "
+            f"UNet, found {images.shape[2]} x {images.shape[3]}; resize them"
         )
     check_range(images, name)
 
 
-def _encoded(components: Components, asked: _Asked, cache: Path | None) -> _Task:
+def _encoded(
+    components: Components, asked: _Asked, denoising: Denoising, cache: Path | None
+) -> _Task:
     """The replacement shares the forget images' latents; only its prompts are its own."""
     forget = encode(components, asked.forget_images, asked.forget, cache)
     distinct = list(dict.fromkeys(asked.replacement))
@@ -339,7 +364,7 @@ def _encoded(components: Components, asked: _Asked, cache: Path | None) -> _Task
         encode(components, asked.retain_images, asked.retain, cache),
         replacement,
         components.embeddings([""]),
-        Denoising(components.scheduler),
+        denoising,
     )
 
 
@@ -357,6 +382,7 @@ def _identity(
         "seed": seed,
         **asdict(settings),
         "prediction_type": task.denoising.prediction_type,
+        "noise": task.denoising.noise_digest,
         "model": model_digest(components.unet),
         "forget": task.forget.digest,
         "replacement": task.replacement.digest,

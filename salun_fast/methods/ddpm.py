@@ -20,13 +20,14 @@ from salun_fast.digests import data_digest, model_digest
 from salun_fast.evaluation.resources import PeakMemory
 from salun_fast.mask import SaliencyMask
 from salun_fast.methods.diffusion import (
-    MASKED,
     DiffusionResult,
     DiffusionTrainResult,
     MaskedRun,
     Watch,
     adam,
     averaged,
+    fitted_mask,
+    open_names,
 )
 from salun_fast.methods.diffusion_settings import (
     DDPMSettings,
@@ -87,8 +88,8 @@ def unlearn_ddpm(
         overrides["alpha"] = alpha
     settings = resolve_ddpm(method, preset, overrides)
     task = _checked(unet, scheduler, forget, retain, forget_class, replacement_class, settings)
-    if mask is not None and method not in MASKED:
-        raise ValueError(f"mask is for the methods {', '.join(MASKED)}, found method {method!r}")
+    names = open_names(unet)
+    mask = fitted_mask(mask, method, unet, names)
     watch = Watch(progress, on_step, on_snapshot, snapshot_every)
     identity = _identity(unet, task, method, settings, seed, mask)
     folder = run_folder(run_dir)
@@ -97,7 +98,6 @@ def unlearn_ddpm(
     with PeakMemory(device) as peak, repeatable(seed, device):
         copied = copy.deepcopy(unet)
         forgetting = _Forgetting(copied, task, settings, seed)
-        names = [name for name, p in unet.named_parameters() if p.requires_grad]
         run = MaskedRun(
             copied, settings, method, seed, forgetting.saliency_losses, names, names, mask, resumed
         )
@@ -144,6 +144,7 @@ def train_ddpm(
         "seed": seed,
         **asdict(settings),
         "prediction_type": denoising.prediction_type,
+        "noise": denoising.noise_digest,
         "model": model_digest(unet),
         "data": data_digest(checked),
     }
@@ -211,7 +212,7 @@ class _Retaining:
         labels = self._data.labels[batch.indices].long()
         dropped = torch.rand(len(labels), generator=batch.generator) < self._dropout
         labels = labels.masked_fill(dropped.to(labels.device), self._null)
-        said = self._unet(batch.noisy, batch.timesteps, class_labels=labels).sample
+        said = _said(self._unet, batch.noisy, batch.timesteps, labels)
         return reduced(said, batch.target, self._reduction)
 
 
@@ -230,9 +231,8 @@ class _Forgetting:
     def __call__(self, number: int) -> Loss:
         batch = self._batches(number)
         with torch.no_grad():
-            taught = self._said(batch, self._replacements(batch))
-        forgotten = self._said(batch, self._labels(batch, self._task.forget_class))
-        forget = reduced(forgotten, taught, self._settings.forget_reduction)
+            taught = _said(self._unet, batch.noisy, batch.timesteps, self._replacements(batch))
+        forget = reduced(self._of_class(batch), taught, self._settings.forget_reduction)
         retain = self._retain(number)
         parts = {"forget": forget.detach(), "retain": retain.detach()}
         return Loss(forget + self._settings.alpha * retain, parts)
@@ -240,23 +240,30 @@ class _Forgetting:
     def ascent(self, number: int) -> Loss:
         """Gradient ascent on the forget images' denoising loss."""
         batch = self._batches(number)
-        said = self._said(batch, self._labels(batch, self._task.forget_class))
-        loss = reduced(said, batch.target, "mean")
+        loss = reduced(self._of_class(batch), batch.target, "mean")
         return Loss(-loss, {"forget": loss.detach()})
 
     def saliency_losses(self) -> Iterator[Tensor]:
         """Per batch of one pass: the denoising loss of the guided prediction, pixels summed."""
-        guidance = self._settings.saliency_guidance
         for batch in self._noisy.one_pass():
-            said = self._said(batch, self._labels(batch, self._task.forget_class))
-            if guidance:
-                null = self._said(batch, self._labels(batch, self._task.classes))
-                said = guided_prediction(said, null, guidance)
-            yield reduced(said, batch.target, "pixel_sum")
+            yield reduced(self._guided(batch), batch.target, "pixel_sum")
 
-    def _said(self, batch: NoisyBatch, labels: Tensor) -> Tensor:
-        prediction: Tensor = self._unet(batch.noisy, batch.timesteps, class_labels=labels).sample
-        return prediction
+    def _guided(self, batch: NoisyBatch) -> Tensor:
+        """The guided prediction for the forgotten class; both halves in one call, since autograd
+        would keep all gradients of the first of two until the second has its own."""
+        guidance = self._settings.saliency_guidance
+        if not guidance:
+            return self._of_class(batch)
+        labels = [
+            self._labels(batch, label) for label in (self._task.forget_class, self._task.classes)
+        ]
+        noisy, timesteps = batch.noisy.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
+        conditional, null = _said(self._unet, noisy, timesteps, torch.cat(labels)).chunk(2)
+        return guided_prediction(conditional, null, guidance)
+
+    def _of_class(self, batch: NoisyBatch) -> Tensor:
+        labels = self._labels(batch, self._task.forget_class)
+        return _said(self._unet, batch.noisy, batch.timesteps, labels)
 
     def _labels(self, batch: NoisyBatch, label: int) -> Tensor:
         return torch.full_like(batch.timesteps, label)
@@ -270,6 +277,11 @@ class _Forgetting:
         return (drawn + (drawn >= task.forget_class)).to(batch.timesteps)
 
 
+def _said(unet: Any, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+    prediction: Tensor = unet(noisy.to(unet.dtype), timesteps, class_labels=labels).sample
+    return prediction
+
+
 def _noisy(
     unet: Any,
     data: ImageSet,
@@ -279,7 +291,7 @@ def _noisy(
     purpose: str,
 ) -> NoisyBatches:
     def clean(indices: Tensor, generator: torch.Generator) -> Tensor:
-        return data.batch(indices)[0].to(unet.dtype)
+        return data.batch(indices)[0].float()
 
     return NoisyBatches(
         clean,
@@ -351,6 +363,7 @@ def _identity(
         "forget_class": task.forget_class,
         "replacement_class": task.replacement,
         "prediction_type": task.denoising.prediction_type,
+        "noise": task.denoising.noise_digest,
         "model": model_digest(unet),
         "forget": data_digest(task.forget),
         "retain": data_digest(task.retain),

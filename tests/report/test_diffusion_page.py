@@ -12,12 +12,12 @@ from PIL.ImageColor import getrgb
 from salun_fast import diffusion_records as records
 from salun_fast.report import read_source
 from salun_fast.report.colours import ACCENT
-from salun_fast.report.diffusion_markdown import diffusion_markdown
-from salun_fast.report.diffusion_page import render_diffusion, write_diffusion_report
-from salun_fast.report.diffusion_pictures import hero
-from salun_fast.report.diffusion_source import holds_diffusion, read_diffusion
-from salun_fast.report.diffusion_summary import Measured, rows
-from salun_fast.report.diffusion_verdict import remarks, verdict
+from salun_fast.report.diffusion.markdown import diffusion_markdown
+from salun_fast.report.diffusion.page import render_diffusion, write_diffusion_report
+from salun_fast.report.diffusion.pictures import hero
+from salun_fast.report.diffusion.source import holds_diffusion, read_diffusion
+from salun_fast.report.diffusion.summary import Measured, rows
+from salun_fast.report.diffusion.verdict import remarks, verdict
 from salun_fast.report.grid import PIXEL_RATIO
 from salun_fast.report.page import render
 from salun_fast.workflow import rebuild_report

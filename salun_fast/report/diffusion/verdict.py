@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from salun_fast.diffusion_records import YARDSTICKS
-from salun_fast.report.diffusion_summary import (
+from salun_fast.report.diffusion.summary import (
     GOAL_RATIO,
     GOAL_UA,
     DiffusionRow,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from salun_fast.experiment.summary import deviation
-from salun_fast.report.diffusion_source import DiffusionSource
+from salun_fast.report.diffusion.source import DiffusionSource
 from salun_fast.report.words import NOTHING, spread
 
 # What "forgotten, and the rest kept" is taken to mean.

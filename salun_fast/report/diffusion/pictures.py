@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from salun_fast.diffusion_records import YARDSTICKS, load_samples
-from salun_fast.report.diffusion_source import DiffusionSource, Record
+from salun_fast.report.diffusion.source import DiffusionSource, Record
 from salun_fast.report.grid import PIXEL_RATIO, Panel, grid
 from salun_fast.report.words import METHOD_NAMES
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from salun_fast.report.diffusion_source import DiffusionSource, Record
-from salun_fast.report.diffusion_summary import GOAL_RATIO, GOAL_UA
+from salun_fast.report.diffusion.source import DiffusionSource, Record
+from salun_fast.report.diffusion.summary import GOAL_RATIO, GOAL_UA
 from salun_fast.report.words import METHOD_NOTES
 
 MODEL_NAMES = {

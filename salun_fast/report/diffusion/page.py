@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 
 from salun_fast import config as configs
 from salun_fast import files
-from salun_fast.report.diffusion_pictures import (
+from salun_fast.report.diffusion.pictures import (
     animated,
     hero,
     lead_method,
     missing,
     others,
 )
-from salun_fast.report.diffusion_plot import Curve, loss_plot
-from salun_fast.report.diffusion_source import DiffusionSource, Record, read_diffusion
-from salun_fast.report.diffusion_summary import DiffusionRow, Measured, cell, rows
-from salun_fast.report.diffusion_verdict import (
+from salun_fast.report.diffusion.plot import Curve, loss_plot
+from salun_fast.report.diffusion.source import DiffusionSource, Record, read_diffusion
+from salun_fast.report.diffusion.summary import DiffusionRow, Measured, cell, rows
+from salun_fast.report.diffusion.verdict import (
     Rows,
     controlled,
     mean_difference,
     remarks,
     verdict,
 )
-from salun_fast.report.diffusion_words import (
+from salun_fast.report.diffusion.words import (
     LIMITS,
     MODEL_NAMES,
     NOTES,

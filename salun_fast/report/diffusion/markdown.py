@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from salun_fast.report.diffusion_page import SIDES, Table, control_table, result_table
-from salun_fast.report.diffusion_source import DiffusionSource, read_diffusion
-from salun_fast.report.diffusion_summary import rows
-from salun_fast.report.diffusion_verdict import remarks, verdict
-from salun_fast.report.diffusion_words import LIMITS, MODEL_NAMES, reading
+from salun_fast.report.diffusion.page import SIDES, Table, control_table, result_table
+from salun_fast.report.diffusion.source import DiffusionSource, read_diffusion
+from salun_fast.report.diffusion.summary import rows
+from salun_fast.report.diffusion.verdict import remarks, verdict
+from salun_fast.report.diffusion.words import LIMITS, MODEL_NAMES, reading
 
 
 def diffusion_markdown(folder: str | os.PathLike[str]) -> str:
