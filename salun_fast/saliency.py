@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_fast import bits, files, names, ops
+from salun_fast._eval_mode import eval_mode
 from salun_fast._measurement import Measurement
 from salun_fast._score_ranks import add_up_ranks, decline
 from salun_fast._score_sums import ScoreSums, first_nonfinite, peak
@@ -120,7 +121,7 @@ class Saliency:
         _check_choice("weighting", weighting, _WEIGHTINGS)
         saliency = cls(model, score)
         with (
-            _eval_mode(model),
+            eval_mode(model),
             _kept_random_state(model),
             torch.enable_grad(),
             saliency._measurement(clip_norm) as measurement,
@@ -462,18 +463,6 @@ def _check_real(name: str, tensor: object) -> None:
 
 
 # --- passing over data ----------------------------------------------------------------------------
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """eval() within; afterwards every module's own flag as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager

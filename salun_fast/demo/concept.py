@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from salun_fast.data import ImageSet, load_images
 from salun_fast.demo.captioned import STYLES, CaptionedSet, captioned, prompt
 from salun_fast.demo.concept_weights import load_concept
 from salun_fast.demo.drawing import drawn
-from salun_fast.demo.jobs import run_jobs
+from salun_fast.demo.jobs import Comparison, run_jobs
 from salun_fast.demo.judges import Judges
 from salun_fast.diffusion.draws import seed_of
 from salun_fast.evaluation.accuracy import accuracy
@@ -28,7 +28,6 @@ from salun_fast.experiment.log import OnRecord, Record
 from salun_fast.methods.concept import ConceptResult, unlearn_concept, with_unet
 from salun_fast.report.film import film
 
-METHODS = ("salun", "random_mask", "rl", "ga")
 JUDGE = "two small CNNs, of objects and of styles"
 SHOWN = 6  # pictures per prompt in the grid
 SHOWN_OBJECTS = 3  # in every style, the forgotten one among them
@@ -64,51 +63,34 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
-class ConceptDemo:
-    """One comparison.
+class ConceptDemo(Comparison):
+    """One comparison; the models are those of ``concept_weights``.
 
-    models: folder of ``concept_weights``. objects, styles: pairs (forgotten, drawn instead).
-    unlearn: settings of all methods under ``preset``; own: what a method changes of them.
-    images: real pictures used of what is forgotten and of the rest, at most. per_caption: pictures
-    drawn for each caption for the judges.
+    objects, styles: pairs (forgotten, drawn instead). images: real pictures used of what is
+    forgotten and of the rest, at most. per_caption: pictures drawn for each caption for the
+    judges.
     """
 
-    data: str
-    models: str
     objects: tuple[tuple[str, str], ...] = ()
     styles: tuple[tuple[str, str], ...] = ()
-    root: str | None = None
-    methods: tuple[str, ...] = METHODS
-    seeds: tuple[int, ...] = (1,)
-    preset: str = "reference"
-    unlearn: Mapping[str, Any] = field(default_factory=dict)
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     images: int = 800
     per_caption: int = 20
-    workers: int = 2
-    threads: int = 1
 
     def __post_init__(self) -> None:
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown or not self.methods:
-            raise ValueError(f"methods must be of {', '.join(METHODS)}, found {self.methods}")
-        if not self.tasks or not self.seeds:
-            raise ValueError("objects or styles, and seeds, must hold at least one entry")
-        for _, pair in (
-            *(("object", o) for o in self.objects),
-            *(("style", s) for s in self.styles),
-        ):
-            if len(pair) != 2 or pair[0] == pair[1]:
-                raise ValueError(f"expected a pair (forgotten, drawn instead), found {pair}")
+        super().__post_init__()
+        if not self.tasks:
+            raise ValueError("objects or styles must hold at least one pair")
 
     @property
     def tasks(self) -> list[Forgotten]:
-        pairs = [("object", pair) for pair in self.objects]
-        pairs += [("style", pair) for pair in self.styles]
-        return [Forgotten(kind, *pair) for kind, pair in pairs]
+        kinds = {"object": self.objects, "style": self.styles}
+        return [Forgotten(kind, *_pair(pair)) for kind, pairs in kinds.items() for pair in pairs]
 
-    def settings_of(self, method: str) -> dict[str, Any]:
-        return {**self.unlearn, **self.own.get(method, {})}
+
+def _pair(given: tuple[str, ...]) -> tuple[str, str]:
+    if len(given) != 2 or given[0] == given[1]:
+        raise ValueError(f"expected a pair (forgotten, drawn instead), found {given}")
+    return given[0], given[1]
 
 
 @dataclass(frozen=True)
@@ -140,8 +122,6 @@ def run_concept_demo(
         jobs,
         lambda job: (job.task.title, job.method, job.seed),
         partial(_execute, settings, path),
-        workers=settings.workers,
-        threads=settings.threads,
         command=command,
         on_record=on_record,
     )

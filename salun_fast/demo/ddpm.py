@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from salun_fast import diffusion_records as records
 from salun_fast.data import ImageData
 from salun_fast.demo.ddpm_models import RECIPES, DemoModels, load_models, load_unet, pictures
-from salun_fast.demo.jobs import run_jobs
+from salun_fast.demo.jobs import Comparison, run_jobs
 from salun_fast.diffusion.sampling import sample_classes
 from salun_fast.evaluation.frechet import RealFeatures
 from salun_fast.evaluation.generated import Judge, evaluate_generated
@@ -25,50 +25,32 @@ from salun_fast.methods.ddpm import unlearn_ddpm
 from salun_fast.methods.diffusion import DiffusionResult
 from salun_fast.report.film import film
 
-METHODS = ("salun", "random_mask", "rl", "ga")
 CONTROLLED = ("salun", "random_mask")
 SHOWN = 8  # pictures per class in the grid
 FRAMES, SHOWN_IN_FRAMES = 10, 4
 
 
 @dataclass(frozen=True)
-class DDPMDemo:
-    """One comparison.
+class DDPMDemo(Comparison):
+    """One comparison; the models are those of ``ddpm_models``.
 
-    models: folder of ``ddpm_models``. classes: the first is forgotten by every one of
-    ``methods``, the others by SalUn and its control, the random mask, alone. unlearn: settings of
-    all methods under ``preset``; own: what a method changes of them. forget_images: real images
-    of the forgotten class that are used, at most. forget_samples, retained_samples: pictures drawn
-    for the judge, of the forgotten class and of each other one. workers, threads: as in the
-    classifier's comparison.
+    classes: the first is forgotten by every one of ``methods``, the others by SalUn and its
+    control, the random mask, alone. forget_images: real images of the forgotten class that are
+    used, at most. forget_samples, retained_samples: pictures drawn for the judge, of the
+    forgotten class and of each other one.
     """
 
-    data: str
-    models: str
-    classes: tuple[int, ...]
-    root: str | None = None
-    methods: tuple[str, ...] = METHODS
-    seeds: tuple[int, ...] = (1,)
-    preset: str = "reference"
-    unlearn: Mapping[str, Any] = field(default_factory=dict)
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
     forget_images: int = 1000
     forget_samples: int = 500
     retained_samples: int = 50
     guidance_scale: float = 3.0
     sampling_steps: int = 15
-    workers: int = 2
-    threads: int = 1
 
     def __post_init__(self) -> None:
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown or not self.methods:
-            raise ValueError(f"methods must be of {', '.join(METHODS)}, found {self.methods}")
-        if not self.classes or not self.seeds:
-            raise ValueError("classes and seeds must each hold at least one number")
-
-    def settings_of(self, method: str) -> dict[str, Any]:
-        return {**self.unlearn, **self.own.get(method, {})}
+        super().__post_init__()
+        if not self.classes:
+            raise ValueError("classes must hold at least one class to forget")
 
 
 @dataclass(frozen=True)
@@ -100,8 +82,6 @@ def run_ddpm_demo(
         _jobs(settings),
         lambda job: (records.class_task(job.forget_class, names), job.method, job.seed),
         partial(_execute, settings, path),
-        workers=settings.workers,
-        threads=settings.threads,
         command=command,
         on_record=on_record,
     )

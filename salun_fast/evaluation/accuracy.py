@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from salun_fast._eval_mode import eval_mode
 from salun_fast.data import Batches, ImageSet
 
 EVAL_BATCH = 512
@@ -39,16 +40,11 @@ def outputs(model: nn.Module, data: ImageSet, *, batch_size: int = EVAL_BATCH) -
     """One pass in eval mode on the model's device; every module's training flag is put back."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: list[tuple[Tensor, Tensor]] = []
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         for images, labels in Batches(data, batch_size, channels_last=is_channels_last(model)):
             probabilities = model(images.to(device)).float().softmax(dim=1)
             true = probabilities.gather(1, labels.to(device)[:, None]).flatten()
             parts.append((probabilities.argmax(dim=1).cpu(), true.cpu()))
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     if not parts:
         nothing = torch.empty(0, dtype=torch.int64)
         return Outputs(nothing, nothing, torch.empty(0))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salun_fast.diffusion.components import Components
-from salun_fast.diffusion.denoising import Denoising, guided_prediction, reduced
+from salun_fast.diffusion.denoising import Denoising, reduced
 from salun_fast.diffusion.encoded import Encoded, encode
 from salun_fast.diffusion.noisy import NoisyBatch, NoisyBatches
 from salun_fast.diffusion.pixels import check_range
@@ -33,8 +33,9 @@ from salun_fast.methods.diffusion import (
     open_names,
 )
 from salun_fast.methods.diffusion_settings import ConceptSettings, resolve_concept
+from salun_fast.methods.forgetting import Forgetting
 from salun_fast.methods.loop import repeatable, restore, run_folder
-from salun_fast.methods.step_loop import Loss, OnSnapshot, OnStep
+from salun_fast.methods.step_loop import OnSnapshot, OnStep
 
 Prompts = str | Sequence[str]  # one for all images, or one per image
 
@@ -190,86 +191,75 @@ class _Task:
     denoising: Denoising
 
 
-class _Forgetting:
-    """SalUn's objective for a prompt, and the loss whose gradient is the saliency."""
+class _Forgetting(Forgetting):
+    """A prompt: conditions are prompt embeddings."""
+
+    settings: ConceptSettings
 
     def __init__(self, unet: Any, task: _Task, settings: ConceptSettings, seed: int) -> None:
-        self._unet, self._task, self._settings = unet, task, settings
-        self._noisy = self._noisy_of(task.forget, "forget", seed)
-        self._forget = self._noisy.sequence()
-        self._retain = self._noisy_of(task.retain, "retain", seed).sequence()
+        super().__init__(
+            settings,
+            _noisy(unet, task.forget, task.denoising, settings, seed, "forget"),
+            forget_reduction="mean",
+            saliency_reduction="mean",
+        )
+        self._unet, self._task = unet, task
+        self._retain = _noisy(
+            unet, task.retain, task.denoising, settings, seed, "retain"
+        ).sequence()
 
-    def __call__(self, number: int) -> Loss:
-        batch = self._forget(number)
-        with torch.no_grad():
-            noisy = self._noisy.renoised(batch) if self._settings.redraw_posterior else batch.noisy
-            replacing = self._task.replacement.conditions(batch.indices)
-            taught = self._said(noisy, batch.timesteps, replacing)
-        forget = reduced(self._of_forget_prompt(batch), taught, "mean")
-        retain = self._retained(number)
-        parts = {"forget": forget.detach(), "retain": retain.detach()}
-        return Loss(forget + self._settings.alpha * retain, parts)
-
-    def ascent(self, number: int) -> Loss:
-        """Gradient ascent on the forget images' denoising loss."""
-        batch = self._forget(number)
-        loss = reduced(self._of_forget_prompt(batch), batch.target, "mean")
-        return Loss(-loss, {"forget": loss.detach()})
-
-    def saliency_losses(self) -> Iterator[Tensor]:
-        """Per batch of one pass: the denoising loss of the guided prediction."""
-        for batch in self._noisy.one_pass():
-            yield reduced(self._guided(batch), batch.target, "mean")
-
-    def _guided(self, batch: NoisyBatch) -> Tensor:
-        """The guided prediction for the forget prompt; both halves in one call, since autograd
-        would keep all gradients of the first of two until the second has its own."""
-        guidance = self._settings.saliency_guidance
-        if not guidance:
-            return self._of_forget_prompt(batch)
-        conditions = self._task.forget.conditions(batch.indices)
-        both = torch.cat([conditions, self._task.nothing.expand_as(conditions)])
-        said = self._said(batch.noisy.repeat(2, 1, 1, 1), batch.timesteps.repeat(2), both)
-        conditional, unconditional = said.chunk(2)
-        return guided_prediction(conditional, unconditional, guidance)
-
-    def _retained(self, number: int) -> Tensor:
-        """The ordinary denoising loss, with the prompt dropped now and then."""
-        batch = self._retain(number)
-        conditions = self._task.retain.conditions(batch.indices)
-        chances = torch.rand(len(batch.indices), generator=batch.generator)
-        dropped = (chances < self._settings.condition_dropout)[:, None, None]
-        conditions = torch.where(dropped, self._task.nothing, conditions)
-        said = self._said(batch.noisy, batch.timesteps, conditions)
-        return reduced(said, batch.target, "mean")
-
-    def _of_forget_prompt(self, batch: NoisyBatch) -> Tensor:
-        conditions = self._task.forget.conditions(batch.indices)
-        return self._said(batch.noisy, batch.timesteps, conditions)
-
-    def _said(self, noisy: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         taken = noisy.to(self._unet.dtype)
         prediction: Tensor = self._unet(
-            taken, timesteps, encoder_hidden_states=conditions.to(taken)
+            taken, timesteps, encoder_hidden_states=condition.to(taken)
         ).sample
         return prediction
 
-    def _noisy_of(self, data: Encoded, purpose: str, seed: int) -> NoisyBatches:
-        device = next(self._unet.parameters()).device
+    def forgotten(self, batch: NoisyBatch) -> Tensor:
+        return self._task.forget.conditions(batch.indices)
 
-        def clean(indices: Tensor, generator: torch.Generator) -> Tensor:
-            return data.latents(indices, generator).to(device, torch.float32)
+    def nothing(self, batch: NoisyBatch) -> Tensor:
+        return self._task.nothing.expand(len(batch.indices), -1, -1)
 
-        return NoisyBatches(
-            clean,
-            len(data),
-            self._task.denoising,
-            device,
-            self._settings.batch_size,
-            seed,
-            purpose,
-            self._settings.antithetic,
-        )
+    def taught(self, batch: NoisyBatch) -> Tensor:
+        noisy = self.noisy.renoised(batch) if self.settings.redraw_posterior else batch.noisy
+        replacing = self._task.replacement.conditions(batch.indices)
+        return self.predict(noisy, batch.timesteps, replacing)
+
+    def retained(self, number: int) -> Tensor:
+        """The prompt is dropped now and then."""
+        batch = self._retain(number)
+        chances = torch.rand(len(batch.indices), generator=batch.generator)
+        dropped = (chances < self.settings.condition_dropout)[:, None, None]
+        conditions = self._task.retain.conditions(batch.indices)
+        conditions = torch.where(dropped, self._task.nothing, conditions)
+        said = self.predict(batch.noisy, batch.timesteps, conditions)
+        return reduced(said, batch.target, "mean")
+
+
+def _noisy(
+    unet: Any,
+    data: Encoded,
+    denoising: Denoising,
+    settings: ConceptSettings,
+    seed: int,
+    purpose: str,
+) -> NoisyBatches:
+    device = next(unet.parameters()).device
+
+    def clean(indices: Tensor, generator: torch.Generator) -> Tensor:
+        return data.latents(indices, generator).to(device, torch.float32)
+
+    return NoisyBatches(
+        clean,
+        len(data),
+        denoising,
+        device,
+        settings.batch_size,
+        seed,
+        purpose,
+        settings.antithetic,
+    )
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from salun_fast.data import ImageSet
 from salun_fast.data.images import Images
 from salun_fast.diffusion.classes import check_class, class_count, image_set
-from salun_fast.diffusion.denoising import Denoising, guided_prediction, reduced
+from salun_fast.diffusion.denoising import Denoising, reduced
 from salun_fast.diffusion.noisy import NoisyBatch, NoisyBatches
 from salun_fast.digests import data_digest, model_digest
 from salun_fast.evaluation.resources import PeakMemory
@@ -34,6 +33,7 @@ from salun_fast.methods.diffusion_settings import (
     StepSettings,
     resolve_ddpm,
 )
+from salun_fast.methods.forgetting import Forgetting
 from salun_fast.methods.inputs import device_of
 from salun_fast.methods.loop import repeatable, restore, run_folder
 from salun_fast.methods.settings import override
@@ -216,63 +216,42 @@ class _Retaining:
         return reduced(said, batch.target, self._reduction)
 
 
-class _Forgetting:
-    """SalUn's objective for a class, and the loss whose gradient is the saliency."""
+class _Forgetting(Forgetting):
+    """A class: conditions are labels."""
 
     def __init__(self, unet: Any, task: _Task, settings: DDPMSettings, seed: int) -> None:
-        self._unet, self._task, self._settings = unet, task, settings
         forget = task.forget.to(device_of(unet))
-        self._noisy = _noisy(unet, forget, task.denoising, settings, seed, "forget")
-        self._batches = self._noisy.sequence()
+        super().__init__(
+            settings,
+            _noisy(unet, forget, task.denoising, settings, seed, "forget"),
+            forget_reduction=settings.forget_reduction,
+            saliency_reduction="pixel_sum",
+        )
+        self._unet, self._task = unet, task
         self._retain = _Retaining(
             unet, task.retain, task.denoising, settings, seed, settings.retain_reduction
         )
 
-    def __call__(self, number: int) -> Loss:
-        batch = self._batches(number)
-        with torch.no_grad():
-            taught = _said(self._unet, batch.noisy, batch.timesteps, self._replacements(batch))
-        forget = reduced(self._of_class(batch), taught, self._settings.forget_reduction)
-        retain = self._retain(number)
-        parts = {"forget": forget.detach(), "retain": retain.detach()}
-        return Loss(forget + self._settings.alpha * retain, parts)
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        return _said(self._unet, noisy, timesteps, condition)
 
-    def ascent(self, number: int) -> Loss:
-        """Gradient ascent on the forget images' denoising loss."""
-        batch = self._batches(number)
-        loss = reduced(self._of_class(batch), batch.target, "mean")
-        return Loss(-loss, {"forget": loss.detach()})
+    def forgotten(self, batch: NoisyBatch) -> Tensor:
+        return torch.full_like(batch.timesteps, self._task.forget_class)
 
-    def saliency_losses(self) -> Iterator[Tensor]:
-        """Per batch of one pass: the denoising loss of the guided prediction, pixels summed."""
-        for batch in self._noisy.one_pass():
-            yield reduced(self._guided(batch), batch.target, "pixel_sum")
+    def nothing(self, batch: NoisyBatch) -> Tensor:
+        return torch.full_like(batch.timesteps, self._task.classes)
 
-    def _guided(self, batch: NoisyBatch) -> Tensor:
-        """The guided prediction for the forgotten class; both halves in one call, since autograd
-        would keep all gradients of the first of two until the second has its own."""
-        guidance = self._settings.saliency_guidance
-        if not guidance:
-            return self._of_class(batch)
-        labels = [
-            self._labels(batch, label) for label in (self._task.forget_class, self._task.classes)
-        ]
-        noisy, timesteps = batch.noisy.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
-        conditional, null = _said(self._unet, noisy, timesteps, torch.cat(labels)).chunk(2)
-        return guided_prediction(conditional, null, guidance)
+    def taught(self, batch: NoisyBatch) -> Tensor:
+        return self.predict(batch.noisy, batch.timesteps, self._replacements(batch))
 
-    def _of_class(self, batch: NoisyBatch) -> Tensor:
-        labels = self._labels(batch, self._task.forget_class)
-        return _said(self._unet, batch.noisy, batch.timesteps, labels)
-
-    def _labels(self, batch: NoisyBatch, label: int) -> Tensor:
-        return torch.full_like(batch.timesteps, label)
+    def retained(self, number: int) -> Tensor:
+        return self._retain(number)
 
     def _replacements(self, batch: NoisyBatch) -> Tensor:
         """c', or for each sample any class but the forgotten one."""
         task = self._task
         if task.replacement is not None:
-            return self._labels(batch, task.replacement)
+            return torch.full_like(batch.timesteps, task.replacement)
         drawn = torch.randint(task.classes - 1, (len(batch.indices),), generator=batch.generator)
         return (drawn + (drawn >= task.forget_class)).to(batch.timesteps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from salun_fast._eval_mode import eval_mode
 from salun_fast.data import ImageSet
 
 
@@ -19,19 +20,15 @@ def device_of(model: nn.Module) -> torch.device:
 def class_count(model: nn.Module, data: ImageSet, name: str) -> int:
     """The number of classes the model tells apart, asked by one image in eval mode."""
     check_not_empty(name, data)
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         images, _ = data.batch(torch.zeros(1, dtype=torch.int64, device=data.labels.device))
-        logits = model(images.to(device_of(model)))
+        with eval_mode(model):
+            logits = model(images.to(device_of(model)))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"the model does not take the {name} images of shape {list(data.images.shape[1:])} "
             f"({data.images.dtype}): {error}"
         ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits [batch, classes], found {found}")
