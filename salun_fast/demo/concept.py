@@ -74,7 +74,7 @@ class ConceptDemo(Comparison):
     objects: tuple[tuple[str, str], ...] = ()
     styles: tuple[tuple[str, str], ...] = ()
     images: int = 800
-    per_caption: int = 20
+    per_caption: int = 12
 
     def __post_init__(self) -> None:
         super().__post_init__()

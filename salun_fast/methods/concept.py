@@ -155,13 +155,16 @@ def _cache_folder(
 
 
 def with_unet(pipeline: Any, unet: Any) -> Any:
-    """A pipeline of the same class with another UNet; everything else is shared."""
+    """A pipeline of the same class with another UNet; everything else is shared, and its progress
+    bar is shown where the other's is."""
     options = {
         name: pipeline.config[name]
         for name in ("requires_safety_checker",)
         if name in pipeline.config
     }
-    return type(pipeline)(**{**pipeline.components, "unet": unet}, **options)
+    twin = type(pipeline)(**{**pipeline.components, "unet": unet}, **options)
+    twin.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+    return twin
 
 
 @dataclass(frozen=True)
