@@ -17,19 +17,22 @@ from salun_fast.saliency import Saliency
 
 if TYPE_CHECKING:
     from salun_fast.diffusion.class_pipeline import ClassConditionalPipeline
+    from salun_fast.diffusion.components import Components
     from salun_fast.methods import unlearn_classifier
     from salun_fast.methods.concept import unlearn_concept
-    from salun_fast.methods.ddpm import unlearn_ddpm
+    from salun_fast.methods.ddpm import train_ddpm, unlearn_ddpm
     from salun_fast.patch import UnlearningPatch
 
 __version__ = version("salun-fast")
 __all__ = [
     "ClassConditionalPipeline",
+    "Components",
     "SalUnOptimizer",
     "Saliency",
     "SaliencyMask",
     "UnlearningPatch",
     "ops",
+    "train_ddpm",
     "unlearn_classifier",
     "unlearn_concept",
     "unlearn_ddpm",
@@ -37,7 +40,9 @@ __all__ = [
 
 _LAZY = {
     "ClassConditionalPipeline": "salun_fast.diffusion.class_pipeline",
+    "Components": "salun_fast.diffusion.components",
     "UnlearningPatch": "salun_fast.patch",
+    "train_ddpm": "salun_fast.methods.ddpm",
     "unlearn_classifier": "salun_fast.methods",
     "unlearn_concept": "salun_fast.methods.concept",
     "unlearn_ddpm": "salun_fast.methods.ddpm",

@@ -18,7 +18,7 @@ class DDPMTrainConfig:
     scheduler: of its DDPMScheduler, both by their configuration keys; what is not given is small
     and fits the data. train: fields of StepSettings. leave_out: a class that is not shown, for the
     retrained model that unlearning is compared with; then the run is judged as ``unlearn ddpm``
-    does it, by judge, samples_per_class, guidance_scale and sampling_steps.
+    does it, by judge, inception, samples_per_class, guidance_scale and sampling_steps.
     """
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("train ddpm",)
@@ -28,6 +28,7 @@ class DDPMTrainConfig:
     download: bool = False
     leave_out: int | None = None
     judge: str | None = None
+    inception: str | None = None
     samples_per_class: int = 50
     guidance_scale: float = 3.0
     sampling_steps: int = 15
@@ -51,8 +52,9 @@ class DDPMConfig:
     forget_class, replacement_class, method, preset, mask (a file): as for ``unlearn_ddpm``;
     unlearn: fields of DDPMSettings. judge: run folder of ``train``, whose classifier judges
     samples_per_class generated images of each class; without it there are pictures and no
-    numbers. guidance_scale: as diffusers counts it, 1 is none. snapshot_every: steps between two
-    frames of the animation, 0 for none.
+    numbers. inception: file of Inception v3's weights, for FID in place of the distance in the
+    judge's features. guidance_scale: as diffusers counts it, 1 is none. snapshot_every: steps
+    between two frames of the animation, 0 for none.
     """
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("unlearn ddpm",)
@@ -67,6 +69,7 @@ class DDPMConfig:
     preset: str = "paper"
     mask: str | None = None
     judge: str | None = None
+    inception: str | None = None
     samples_per_class: int = 50
     guidance_scale: float = 3.0
     sampling_steps: int = 15

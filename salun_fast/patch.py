@@ -267,11 +267,12 @@ class UnlearningPatch:
         done: list[tuple[TensorChange, Tensor]] = []
         try:
             for _, change, tensor in targets:
-                change.toggle_(tensor)
                 done.append((change, tensor))
+                change.toggle_(tensor)
         except BaseException:  # out of memory, Ctrl-C: each change is its own inverse
             for change, tensor in done:
-                change.toggle_(tensor)
+                if _state_problem(change, tensor, applying):  # it is no longer as it was
+                    change.toggle_(tensor)
             raise
 
     def _targets(self, available: Mapping[str, Tensor]) -> list[tuple[str, TensorChange, Tensor]]:

@@ -238,14 +238,19 @@ def chosen_device(config: ComputeConfig) -> torch.device:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    return known_device(config.device)
+
+
+def known_device(name: str) -> torch.device:
+    """Raises ValueError for a device that torch does not know or have here."""
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {config.device!r} is not known to torch") from error
+        raise ValueError(f"device {name!r} is not known to torch") from error
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= usable:
         raise ValueError(
-            f"device {config.device!r} is not available here: torch can use {usable} GPUs; use "
+            f"device {name!r} is not available here: torch can use {usable} GPUs; use "
             f"device=cpu{', or a number below that' if usable else ', see salun-fast doctor'}"
         )
     return device

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from salun_fast.cli import show
 from salun_fast.cli.options import Overrides
-from salun_fast.experiment.log import OnRecord
+
+if TYPE_CHECKING:
+    from salun_fast.experiment.log import OnRecord
 
 Out: TypeAlias = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder; default runs/demo-NAME.")

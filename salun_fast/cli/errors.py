@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import typer
@@ -21,7 +22,9 @@ class PlainErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn  # type: ignore[assignment]
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             _say("stopped; run it again (train and unlearn: with --resume) to go on where it was")
             raise typer.Exit(INTERRUPTED) from None
@@ -37,6 +40,11 @@ class PlainErrors(TyperGroup):
             raise typer.Exit(INTERNAL_ERROR) from None
 
 
+def _warn(message: Warning | str, *_: Any) -> None:
+    """One yellow line, without the source that Python shows."""
+    _print(f"warning: {' '.join(str(message).split())}", "yellow")
+
+
 def _is_flow(error: Exception) -> bool:
     """typer.Exit and typer.Abort are RuntimeErrors that mean no error."""
     return isinstance(error, (typer.Exit, typer.Abort))
@@ -47,6 +55,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        Text(f"error: {message}", style="bold red")
-    )
+    _print(f"error: {message}", "bold red")
+
+
+def _print(line: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(line, style=style))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from salun_fast import diffusion_records as records
 from salun_fast.data import ImageSet, load_images
 from salun_fast.demo.captioned import STYLES, CaptionedSet, captioned, prompt
-from salun_fast.demo.concept_weights import load_concept
+from salun_fast.demo.concept_weights import load_concept, load_facts
 from salun_fast.demo.drawing import drawn
 from salun_fast.demo.jobs import Comparison, run_jobs
 from salun_fast.demo.judges import Judges
@@ -46,6 +46,13 @@ class Forgotten:
     @property
     def title(self) -> str:
         return f"{self.kind} '{self.name}'"
+
+    def check(self, words: Sequence[str]) -> None:
+        """Raise ValueError for an object or a style that the pipeline does not draw."""
+        known = list(words) if self.kind == "object" else list(STYLES)
+        for name in (self.name, self.replacement):
+            if name not in known:
+                raise ValueError(f"{self.kind}s must be of {', '.join(known)}, found {name!r}")
 
     def indices(self, pictures: CaptionedSet) -> Tensor:
         """bool [n]: the pictures that show it."""
@@ -111,8 +118,10 @@ def run_concept_demo(
 ) -> list[Record]:
     """Run what is missing of the comparison; killed at any moment, the same call goes on."""
     path = Path(folder)
+    words = load_facts(settings.models)["objects"]
     jobs = []
     for task in settings.tasks:
+        task.check(words)
         jobs.append(Job(task, "original", settings.seeds[0]))
         jobs += [Job(task, method, seed) for seed in settings.seeds for method in settings.methods]
     return run_jobs(

@@ -36,13 +36,14 @@ def train_concept_weights(
     folder: str | os.PathLike[str],
     *,
     data: str = "fashion-mnist",
+    root: str | None = None,
     seed: int = 0,
     settings: PipelineTraining | None = None,
     judge_epochs: int = JUDGE_EPOCHS,
     per_caption: int = PICTURES_PER_CAPTION,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Everything from the data to a folder like the shipped one; returns its facts.
+    """Everything from the data to a folder like the shipped one, once; returns its facts.
 
     The folder, made if missing, gets ``pipeline/`` by ``save_pretrained`` in fp16, both judges and
     ``facts.json``: settings, seconds, and how often the judges agree with the captions of real
@@ -50,8 +51,11 @@ def train_concept_weights(
     """
     settings = settings or PipelineTraining()
     target = Path(folder)
+    if (target / FACTS_FILE).is_file():
+        made: dict[str, Any] = json.loads((target / FACTS_FILE).read_text(encoding="utf-8"))
+        return made
     target.mkdir(parents=True, exist_ok=True)
-    images = load_images(data)
+    images = load_images(data, root=root)
     pictures = captioned(images)
     seconds: dict[str, float] = {}
     with _timed(seconds, "judges"):
@@ -86,14 +90,20 @@ def load_concept(
 
     Raises FileNotFoundError where one of them is missing.
     """
-    path = Path(folder)
-    if not (path / FACTS_FILE).is_file():
+    path, facts = Path(folder), load_facts(folder)
+    return _loaded(path), load_judges(path, len(facts["objects"])), facts
+
+
+def load_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the weights of a folder were made; FileNotFoundError where there are none."""
+    path = Path(folder) / FACTS_FILE
+    if not path.is_file():
         raise FileNotFoundError(
-            f"{path} holds no concept weights ({FACTS_FILE} is missing); make them with "
+            f"{folder} holds no concept weights ({FACTS_FILE} is missing); make them with "
             "salun-fast demo concept --train"
         )
-    facts: dict[str, Any] = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
-    return _loaded(path), load_judges(path, len(facts["objects"])), facts
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
 
 
 def _loaded(folder: Path) -> Any:

@@ -17,6 +17,7 @@ from salun_fast import diffusion_records as records
 from salun_fast.data import ImageData
 from salun_fast.demo.ddpm_models import RECIPES, DemoModels, load_models, load_unet, pictures
 from salun_fast.demo.jobs import Comparison, run_jobs
+from salun_fast.diffusion.classes import check_class
 from salun_fast.diffusion.sampling import sample_classes
 from salun_fast.evaluation.frechet import RealFeatures
 from salun_fast.evaluation.generated import Judge, evaluate_generated
@@ -75,6 +76,8 @@ def run_ddpm_demo(
     """
     path = Path(folder)
     names = pictures(settings.data, root=settings.root).classes
+    for label in settings.classes:
+        check_class("classes", label, len(names))
     return run_jobs(
         "ddpm",
         settings,

@@ -59,9 +59,10 @@ def ddpm_demo(
         unlearn=DDPM_UNLEARN,
         own=DDPM_OWN,
     )
+    settings = _changed(settings, overrides)  # refuses before hours of training
     if train:
-        make_models(data, models)
-    return _changed(settings, overrides)
+        make_models(data, models, root=settings.root)
+    return settings
 
 
 def concept_demo(
@@ -77,9 +78,10 @@ def concept_demo(
         unlearn=CONCEPT_UNLEARN,
         own=CONCEPT_OWN,
     )
+    settings = _changed(settings, overrides)
     if train:
-        train_concept_weights(models)
-    return _changed(settings, overrides)
+        train_concept_weights(models, root=settings.root)
+    return settings
 
 
 def run_diffusion_demo(
@@ -98,6 +100,12 @@ def run_diffusion_demo(
 
 
 def _changed(settings: Settings, overrides: Sequence[str]) -> Settings:
+    fixed = sorted({"data", "models"} & set(configs.parse_overrides(overrides)))
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} cannot be changed by key=value here: the models belong to their data; use "
+            "--data, or --train for models of your own"
+        )
     values = configs.override_mapping(plain(asdict(settings)), overrides)
     try:
         return replace(settings, **{name: frozen(value) for name, value in values.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ def run_jobs(
 
     name: task, method and seed of a job, as its record has them. work: makes the record; picklable.
     """
-    header = records.settings_record(model, asdict(settings), machine.facts(), command=command)
+    known = asdict(settings) | {"models_digest": _digest(Path(settings.models))}
+    header = records.settings_record(model, known, machine.facts(), command=command)
     log = Log.opened(folder, header, free=FREE)
     done = {(r["task"], r["method"], r["seed"]) for r in log.records}
     missing = [job for job in jobs if name(job) not in done]
@@ -73,3 +75,12 @@ def run_jobs(
             if on_record is not None:
                 on_record(record, len(log.records) - 1, len(jobs))
     return log.records
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 (hex, shortened) of all weights: results of other models are not gone on with."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def sample_shape(unet: Any) -> tuple[int, int, int]:
 
 
 def check_class(role: str, label: int, classes: int) -> None:
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+    if isinstance(label, bool) or not isinstance(label, Integral) or not 0 <= label < classes:
         raise ValueError(
             f"{role} must be a class 0..{classes - 1} of this model, found {label!r} (the last "
             f"embedding, {classes}, is the null class)"

@@ -65,9 +65,15 @@ class Components:
                 "text encoders and are not supported)"
             )
 
+    @property
+    def token_limit(self) -> int:
+        """Tokens of a prompt, start and end included; not every tokenizer names its limit."""
+        positions = int(self.text_encoder.config.max_position_embeddings)
+        return min(int(self.tokenizer.model_max_length), positions)
+
     def warn_of_cuts(self, prompts: Sequence[str]) -> None:
         """Say of each distinct prompt over the tokenizer's limit what is kept of it."""
-        limit = int(self.tokenizer.model_max_length)
+        limit = self.token_limit
         for prompt in dict.fromkeys(prompts):
             ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
             if len(ids) > limit:
@@ -83,7 +89,7 @@ class Components:
         padded = self.tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=int(self.tokenizer.model_max_length),
+            max_length=self.token_limit,
             truncation=True,
             return_tensors="pt",
         )

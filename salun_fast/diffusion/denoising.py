@@ -54,7 +54,11 @@ class Denoising:
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network should say about x_t: the noise, or the velocity."""
-        if self.prediction_type == "epsilon":
+        return self.target_of(self.prediction_type, clean, noise, timesteps)
+
+    def target_of(self, kind: str, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The same for a prediction type that need not be the scheduler's."""
+        if kind == "epsilon":
             return noise
         velocity: Tensor = self._scheduler.get_velocity(clean, noise, timesteps)
         return velocity

@@ -73,7 +73,16 @@ def save_half(pipeline: Any, folder: Path) -> None:
 
 
 def save(pipeline: Any, folder: Path) -> None:
-    """Write or replace ``folder``, which is whole or absent at any moment."""
+    """Write or replace ``folder``, which is whole or absent at any moment.
+
+    Raises ValueError for a UNet with PEFT adapters: diffusers would write names that it cannot
+    load.
+    """
+    if getattr(getattr(pipeline, "unet", None), "peft_config", None):
+        raise ValueError(
+            "the UNet holds PEFT adapters, which save_pretrained writes under names that diffusers "
+            "does not load; call pipeline.unet.save_lora_adapter(FOLDER), or fuse and unload them"
+        )
     temporary, old = (
         folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.{end}") for end in ("tmp", "old")
     )
@@ -83,6 +92,10 @@ def save(pipeline: Any, folder: Path) -> None:
         if folder.exists():
             folder.replace(old)
         temporary.replace(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        raise
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from salun_fast import machine, workflow
 from salun_fast.diffusion import pipelines
 from salun_fast.diffusion.components import Components
+from salun_fast.diffusion.denoising import Denoising
 from salun_fast.diffusion.trainable import trainable_names
 from salun_fast.diffusion_config import ConceptConfig
 from salun_fast.diffusion_records import Record, run_record, save_samples, told
@@ -21,7 +22,8 @@ from salun_fast.diffusion_workflow.training_pictures import Captioned, generated
 from salun_fast.evaluation.clip_score import clip_score
 from salun_fast.mask import SaliencyMask
 from salun_fast.methods.concept import ConceptResult, unlearn_concept, with_unet
-from salun_fast.methods.diffusion_settings import resolve_concept
+from salun_fast.methods.diffusion import fitted_mask
+from salun_fast.methods.diffusion_settings import ConceptSettings, resolve_concept
 from salun_fast.run import RunFolder
 
 COMMAND = "unlearn concept"
@@ -37,9 +39,9 @@ def unlearn_concept_run(
     settings = resolve_concept(config.method, config.preset, config.unlearn)
     prompts = Prompts.of(config)
     pipeline = _original(config)
-    trainable_names(pipeline.unet, settings.trainable)  # refuses before pictures are generated
-    pictured = _Pictures.of(config, prompts, pipeline)
     mask = None if config.mask is None else SaliencyMask.load(config.mask)
+    _refuse_early(pipeline, settings, config.method, mask)
+    pictured = _Pictures.of(config, prompts, pipeline)
     config = replace(config, unlearn=asdict(settings))
     bench = Bench.of(config, pipeline, prompts)
     film = kept.Film(folder, bench.rows, prompts.shown, [0]) if config.snapshot_every else None
@@ -64,6 +66,15 @@ def unlearn_concept_run(
             **config.unlearn,
         )
     return kept.finish(folder, COMMAND, config, pipeline, result, film, bench.record)
+
+
+def _refuse_early(
+    pipeline: Any, settings: ConceptSettings, method: str, mask: SaliencyMask | None
+) -> None:
+    """What ``unlearn_concept`` would refuse when all pictures are generated."""
+    Components.of(pipeline).check_fit()
+    Denoising(pipeline.scheduler)
+    fitted_mask(mask, method, pipeline.unet, trainable_names(pipeline.unet, settings.trainable))
 
 
 def evaluate_concept(config: ConceptConfig, folder: RunFolder) -> dict[str, Record]:

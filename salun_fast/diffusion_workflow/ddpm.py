@@ -131,7 +131,9 @@ class Bench:
         judge = real = None
         if config.judge is not None:
             judge = judge_of(config.judge, data, device=config.device)
-            real = real_features(judge, data, seed=config.seed)
+            real = real_features(
+                judge, data, seed=config.seed, inception=config.inception, device=config.device
+            )
         forget, retain = (data.train.subset(part) for part in parts)
         return Bench(
             config, pipeline.scheduler, sampling, data, forget, retain, forget_class, judge, real

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from salun_fast import workflow
 from salun_fast.config import RunConfig
 from salun_fast.data import ImageData
+from salun_fast.evaluation.features import inception_features
 from salun_fast.evaluation.frechet import RealFeatures
 from salun_fast.evaluation.generated import Judge
 from salun_fast.run import RunFolder
@@ -45,9 +46,15 @@ def judge_of(run: str, data: ImageData, *, device: str) -> Judge:
     return Judge.measured(model, _name(config, run), test)
 
 
-def real_features(judge: Judge, data: ImageData, *, seed: int) -> RealFeatures:
-    """The judge's features of real images, to which generated ones are compared."""
-    return RealFeatures.of(judge.features(), data.train.head(REAL_IMAGES, seed=seed))
+def real_features(
+    judge: Judge, data: ImageData, *, seed: int, inception: str | None, device: str
+) -> RealFeatures:
+    """Features of real images, to which generated ones are compared: the judge's, or Inception's
+    where its weights are given, and only then is the distance called FID."""
+    extractor = judge.features()
+    if inception is not None:
+        extractor = inception_features(inception, device=device)
+    return RealFeatures.of(extractor, data.train.head(REAL_IMAGES, seed=seed))
 
 
 class _Adapted(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,10 @@ def begun(folder: RunFolder, command: str, config: Schema, *, resume: bool) -> I
         yield
     except (ValueError, TypeError):
         if not folder.metrics() and not folder.checkpoint_file.is_file():
-            _remove(missing[-1:] or [p for p in folder.path.iterdir() if p not in before])
+            _remove([path for path in folder.path.iterdir() if path not in before])
+            for made in missing:  # the folder and its parents, where nobody else put anything
+                with contextlib.suppress(OSError):
+                    made.rmdir()
         raise
 
 

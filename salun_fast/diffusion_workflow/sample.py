@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from salun_fast.diffusion import pipelines
 from salun_fast.diffusion.classes import class_count
 from salun_fast.diffusion_config import ConceptConfig, DDPMConfig
@@ -18,6 +16,7 @@ from salun_fast.report.grid import Panel, grid
 from salun_fast.report.pictures import write_png
 from salun_fast.report.words import METHOD_NAMES
 from salun_fast.run import RunFolder
+from salun_fast.workflow import known_device
 
 CLASS_DEFAULTS, PROMPT_DEFAULTS = DDPMConfig(), ConceptConfig()
 
@@ -44,7 +43,7 @@ def sample(
     seed: int = 0,
     guidance_scale: float | None = None,
     steps: int | None = None,
-    device: torch.device | str = "cpu",
+    device: str = "cpu",
 ) -> None:
     """Write a PNG: a row per class or prompt, a column per picture.
 
@@ -55,10 +54,8 @@ def sample(
     if count < 1:
         raise ValueError(f"count must be at least 1, found {count}")
     found = _found(source)
-    loaded = {
-        title: pipelines.load(folder, torch.device(device))
-        for title, folder in found.folders.items()
-    }
+    where = known_device(device)
+    loaded = {title: pipelines.load(folder, where) for title, folder in found.folders.items()}
     first = next(iter(loaded.values()))
     asked = _asked(first, found, classes, prompts, next(iter(found.folders.values())))
     sampling = Sampling(

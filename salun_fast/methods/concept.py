@@ -112,6 +112,7 @@ def unlearn_concept(
         resumed = restore(folder, resume, identity)
         unet = copy.deepcopy(components.unet)
         forgetting = _Forgetting(unet, task, settings, seed)
+        forgetting.check_prediction(unet)
         with _checkpointed(unet, settings.gradient_checkpointing):
             run = MaskedRun(
                 unet,
@@ -301,19 +302,33 @@ def _asked(
             "forget_prompt must say something, found an empty prompt: that is the one guidance "
             "starts from, and forgetting it would change every picture"
         )
-    same = [a for a, b in zip(asked.forget, asked.replacement, strict=True) if a == b]
-    if same:
-        raise ValueError(
-            f"replacement_prompt must differ from forget_prompt, both are {same[0]!r}; name what "
-            "should be drawn instead"
-        )
+    _check_told_apart(components, asked)
     return asked
+
+
+def _check_told_apart(components: Components, asked: _Asked) -> None:
+    """By tokens, which are what the UNet learns of: case and what is cut off do not count."""
+    meant = {p: tuple(components.tokens([p])[0].tolist()) for p in dict.fromkeys(asked.prompts)}
+    for forget, replacement in dict.fromkeys(zip(asked.forget, asked.replacement, strict=True)):
+        if meant[forget] == meant[replacement]:
+            raise ValueError(
+                f"replacement_prompt must differ from forget_prompt, {replacement!r} and "
+                f"{forget!r} are the same tokens (after the cut at {components.token_limit}); name "
+                "what should be drawn instead"
+            )
+    forgotten = {meant[prompt] for prompt in asked.forget}
+    kept = next((prompt for prompt in asked.retain if meant[prompt] in forgotten), None)
+    if kept is not None:
+        raise ValueError(
+            f"retain_prompts hold {kept!r}, which is to be forgotten; take those images out, or "
+            "they teach it again"
+        )
 
 
 def _one_each(role: str, prompts: Prompts, count: int) -> list[str]:
     if isinstance(prompts, str):
         return [prompts] * count
-    given = list(prompts)
+    given = list(prompts) if isinstance(prompts, Sequence) else [prompts]
     if len(given) != count or not all(isinstance(prompt, str) for prompt in given):
         raise ValueError(
             f"{role} must be one string, or one per image ({count}), found {len(given)} items"

@@ -98,6 +98,7 @@ def unlearn_ddpm(
     with PeakMemory(device) as peak, repeatable(seed, device):
         copied = copy.deepcopy(unet)
         forgetting = _Forgetting(copied, task, settings, seed)
+        forgetting.check_prediction(copied)
         run = MaskedRun(
             copied, settings, method, seed, forgetting.saliency_losses, names, names, mask, resumed
         )

@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from salun_fast.diffusion.denoising import guided_prediction, reduced
+from salun_fast._eval_mode import eval_mode
+from salun_fast.diffusion.denoising import PREDICTION_TYPES, guided_prediction, reduced
+from salun_fast.diffusion.draws import generator_for
 from salun_fast.diffusion.noisy import NoisyBatch, NoisyBatches
 from salun_fast.methods.diffusion_settings import UnlearnSettings
 from salun_fast.methods.step_loop import Loss
+
+PROBED, MISFIT = 32, 3.0  # samples asked for the prediction type; how much better the other fits
 
 
 class Forgetting(ABC):
@@ -73,6 +77,28 @@ class Forgetting(ABC):
         """Per batch of one pass: the denoising loss of the guided prediction."""
         for batch in self.noisy.one_pass():
             yield reduced(self._guided(batch), batch.target, self._reductions[1])
+
+    @torch.no_grad()
+    def check_prediction(self, unet: nn.Module) -> None:
+        """Raise ValueError where the network plainly predicts something else than its scheduler
+        says: noise instead of velocity, or the other way round. An untrained one fits neither."""
+        denoising, indices = self.noisy.denoising, torch.arange(min(self.noisy.count, PROBED))
+        batch = self.noisy.draw(indices, -1)
+        clean = self.noisy.clean(indices, generator_for(self.noisy.seed, "probe"))
+        with eval_mode(unet):
+            said = self._said(batch)
+        fits = {}
+        for kind in PREDICTION_TYPES:
+            target = denoising.target_of(kind, clean, batch.noise, batch.timesteps)
+            fits[kind] = float(reduced(said, target, "mean"))
+        declared = fits.pop(denoising.prediction_type)
+        other, error = fits.popitem()
+        if error * MISFIT < declared:
+            raise ValueError(
+                f"scheduler.config.prediction_type is {denoising.prediction_type!r}, but what the "
+                f"UNet says fits {other!r} (mean squared error {error:.3g} against "
+                f"{declared:.3g}); pass the scheduler that it was trained with"
+            )
 
     def _said(self, batch: NoisyBatch) -> Tensor:
         return self.predict(batch.noisy, batch.timesteps, self.forgotten(batch))
