@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,3 +154,25 @@ def test_overrides_change_the_comparison_and_unknown_ones_are_refused(tmp_path):
         ddpm_demo("mnist", tmp_path)
     with pytest.raises(ValueError, match="salun"):
         ddpm_demo("digits", tmp_path, ["methods=[magic]"])
+
+
+def test_a_mistaken_call_leaves_the_folder_to_the_right_one(settings, tmp_path):
+    with pytest.raises(ValueError, match="classes must be a class"):
+        run_ddpm_demo(replace(settings, classes=(99,)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_of_other_models_are_not_gone_on_with(settings, made, tmp_path):
+    quick = replace(settings, classes=(5,), methods=("ga",))
+    run_ddpm_demo(quick, tmp_path / "demo")
+    other = tmp_path / "models"
+    shutil.copytree(made, other)
+    weights = other / "original" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match="models_digest"):
+        run_ddpm_demo(replace(quick, models=str(other)), tmp_path / "demo")
+
+
+def test_the_data_cannot_be_changed_under_the_models(tmp_path):
+    with pytest.raises(ValueError, match="use --data"):
+        ddpm_demo("digits", tmp_path, ["data=fashion-mnist"])

@@ -133,7 +133,7 @@ def test_drawn_pictures_start_from_the_same_noise_for_every_caption(pipeline):
 def test_the_whole_way_from_data_to_the_shipped_folder(tmp_path, monkeypatch):
     whole = load_images("digits")
     few = replace(whole, train=whole.train.head(128, seed=0), test=whole.test.head(32, seed=0))
-    monkeypatch.setattr(concept_weights, "load_images", lambda name: few)
+    monkeypatch.setattr(concept_weights, "load_images", lambda name, **_: few)
     folder = tmp_path / "concept"
     facts = train_concept_weights(
         folder, data="digits", settings=BRIEF, judge_epochs=1, per_caption=1, progress=False

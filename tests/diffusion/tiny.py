@@ -209,3 +209,8 @@ def moved(before, after):
     """Names of the parameters of which any weight changed."""
     now = dict(after.named_parameters())
     return {name for name, p in before.named_parameters() if not same_bytes(p, now[name])}
+
+
+def probing(module):
+    """Whether this call only asks what a UNet predicts: in eval mode and without gradient."""
+    return not (module.training or torch.is_grad_enabled())

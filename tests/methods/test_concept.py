@@ -27,6 +27,7 @@ from tests.diffusion.tiny import (
     moments,
     moved,
     pictures,
+    probing,
     scaled,
     text_pipeline,
 )
@@ -112,10 +113,13 @@ def step_loss(pipeline, alpha, *, redrawn=False):
 
 
 def recorded(unet):
-    """Calls of the UNet, and of its copies: (differentiated, noisy, conditions)."""
+    """Calls of the UNet, and of its copies: (differentiated, noisy, conditions); but for the one
+    that asks what it predicts."""
     calls = []
 
     def keep(module, args, kwargs):
+        if probing(module):
+            return
         calls.append(
             (torch.is_grad_enabled(), args[0].clone(), kwargs["encoder_hidden_states"].clone())
         )
@@ -510,3 +514,39 @@ def test_a_copy_of_the_result_unlearns_on(run):
     first = run(lr=0.01)
     second = run(copy.deepcopy(first.pipeline), lr=0.01, seed=1)
     assert moved(first.unet, second.unet)
+
+
+def test_prompts_that_are_the_same_tokens_are_refused(run):
+    with pytest.raises(ValueError, match="same tokens"):
+        run(forget_prompt="a photo of a cat", replacement_prompt="a photo of a CAT")
+
+
+def test_a_retain_prompt_that_is_to_be_forgotten_is_refused(run):
+    with pytest.raises(ValueError, match="which is to be forgotten"):
+        run(retain_prompts=[RETAIN, FORGET, RETAIN, RETAIN, RETAIN])
+
+
+def test_a_tokenizer_without_a_limit_takes_the_text_encoders(pipeline, run):
+    pipeline.tokenizer.model_max_length = int(1e30)
+    assert Components.of(pipeline).token_limit == 16
+    assert run().history
+
+
+def test_an_adapter_is_saved_as_an_adapter_and_not_as_a_pipeline_that_cannot_be_loaded(
+    pipeline, run, tmp_path
+):
+    peft = pytest.importorskip("peft")
+    from salun_fast.diffusion import pipelines
+
+    pipeline.unet.requires_grad_(False)
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    result = run(trainable="lora_", lr=0.1)
+    with pytest.raises(ValueError, match="save_lora_adapter"):
+        pipelines.save(result.pipeline, tmp_path / "pipeline")
+    result.unet.save_lora_adapter(tmp_path / "adapter")
+    again = text_pipeline().unet
+    again.load_lora_adapter(tmp_path / "adapter", prefix=None)
+    sample, step = torch.randn(1, 4, 8, 8), torch.tensor([3])
+    prompt = torch.randn(1, 16, 8)
+    said, loaded = (u.eval()(sample, step, prompt).sample for u in (result.unet, again))
+    torch.testing.assert_close(said, loaded)

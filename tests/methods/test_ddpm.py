@@ -29,6 +29,7 @@ from tests.diffusion.tiny import (
     moments,
     moved,
     norm_of,
+    probing,
     scaled,
 )
 
@@ -101,10 +102,13 @@ def step_loss(unet, scheduler, forget, retain, number=0, *, replacement, alpha):
 
 
 def recorded(unet):
-    """Calls of the UNet, and of its copies: (differentiated, in train mode, class labels)."""
+    """Calls of the UNet, and of its copies: (differentiated, in train mode, class labels); but for
+    the one that asks what it predicts."""
     calls = []
 
     def keep(module, args, kwargs):
+        if probing(module):
+            return
         calls.append((torch.is_grad_enabled(), module.training, kwargs["class_labels"].tolist()))
 
     unet.register_forward_pre_hook(keep, with_kwargs=True)
@@ -403,7 +407,8 @@ def test_noise_is_scheduled_in_fp32_whatever_the_weights_are(forget, unet, run):
     seen = []
 
     def keep(module, args):
-        seen.append(args[0])
+        if not probing(module):
+            seen.append(args[0])
 
     half = class_unet().to(torch.bfloat16)
     for model in (unet, half):
@@ -663,3 +668,37 @@ def test_training_data_of_no_class_is_refused(unet, scheduler):
         train_ddpm(unet, scheduler, images(1, 8, 8, labels=(NULL,)), progress=False)
     with pytest.raises(TypeError, match="unknown setting 'alpha'"):
         train_ddpm(unet, scheduler, digits(0, count=2), alpha=1.0, progress=False)
+
+
+def test_a_scheduler_of_another_prediction_type_than_the_unets_is_refused(forget, retain):
+    """An oracle that knows the clean images predicts the noise of every step."""
+    clean = torch.cat(
+        [
+            ImageSet(d.images, d.labels, (0.5,), (0.5,)).batch(torch.arange(len(d)))[0]
+            for d in (forget,)
+        ]
+    )
+    alphas = ddpm_scheduler().alphas_cumprod
+
+    class Oracle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = class_unet()
+            self.config, self.dtype = self.inner.config, torch.float32
+
+        def forward(self, noisy, timesteps, class_labels):
+            kept = alphas[timesteps].view(-1, 1, 1, 1)
+            noise = (noisy - kept.sqrt() * clean[: len(noisy)]) / (1 - kept).sqrt()
+            return type("Said", (), {"sample": noise + 0 * self.inner.conv_in.weight.sum()})
+
+    with pytest.raises(ValueError, match=r"is 'v_prediction'.*fits 'epsilon'.*trained with"):
+        unlearn_ddpm(
+            Oracle(), ddpm_scheduler(prediction_type="v_prediction"), forget, retain,
+            forget_class=FORGOTTEN, steps=1, batch_size=BATCH, progress=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("alpha", "1e-3"), ("lr", True)])
+def test_a_setting_of_the_wrong_type_is_named(run, name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a .*found"):
+        run(**{name: value})
