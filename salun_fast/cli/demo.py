@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from salun_fast.cli import show
-from salun_fast.cli.options import Overrides
+from salun_fast.cli.options import DemoOverrides, Overrides
 
 if TYPE_CHECKING:
     from salun_fast.experiment.log import OnRecord
@@ -46,7 +46,7 @@ def demo(
 
 
 def demo_ddpm(
-    overrides: Overrides = None,
+    overrides: DemoOverrides = None,
     data: Annotated[
         str | None,
         typer.Option(help="fashion-mnist or digits; default: the first that is found."),
@@ -56,7 +56,7 @@ def demo_ddpm(
 ) -> None:
     """Make a small diffusion model forget a class, by every method, and write the report.
 
-    Run it again to go on after a stop. KEY=VALUE changes it: seeds=[1,2,3] classes=[1,0] .
+    Run it again to go on after a stop. classes=[1,0] forgets other classes as well.
     """
     from salun_fast.demo.diffusion import available_data, ddpm_demo
 
@@ -66,10 +66,10 @@ def demo_ddpm(
     _diffusion(ddpm_demo(chosen, folder, overrides or (), train=train), folder)
 
 
-def demo_concept(overrides: Overrides = None, out: Out = None, train: Train = False) -> None:
+def demo_concept(overrides: DemoOverrides = None, out: Out = None, train: Train = False) -> None:
     """Make a small text-to-image pipeline forget an object and a style, by prompt.
 
-    Run it again to go on after a stop. KEY=VALUE changes it: seeds=[1,2,3] styles=[] .
+    Run it again to go on after a stop. styles=[] leaves the styles out.
     """
     from salun_fast.demo.diffusion import concept_demo
 

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from salun_fast.cli import show
 from salun_fast.cli.options import (
+    ConceptOverrides,
     ConfigFile,
+    DiffusionOverrides,
     FromPipeline,
     Out,
-    Overrides,
     Resume,
+    TrainOverrides,
     resolve_diffusion,
 )
 
 
 def train_ddpm(
-    overrides: Overrides = None,
+    overrides: TrainOverrides = None,
     config: ConfigFile = None,
     out: Out = Path("runs/ddpm"),
     resume: Resume = False,
@@ -38,7 +40,7 @@ def train_ddpm(
 
 
 def unlearn_ddpm(
-    overrides: Overrides = None,
+    overrides: DiffusionOverrides = None,
     config: ConfigFile = None,
     start: FromPipeline = None,
     out: Out = Path("runs/unlearned-ddpm"),
@@ -60,7 +62,7 @@ def unlearn_ddpm(
 
 
 def unlearn_concept(
-    overrides: Overrides = None,
+    overrides: ConceptOverrides = None,
     config: ConfigFile = None,
     start: FromPipeline = None,
     out: Out = Path("runs/unlearned-concept"),

@@ -31,5 +31,7 @@ class Kinds(TyperGroup):
 def kinds(what: str) -> typer.Typer:
     """A group for one command; what: what it does to every kind of model."""
     return typer.Typer(
-        cls=Kinds, help=f"{what} Without a kind: {DEFAULT}.", subcommand_metavar="[KIND] ..."
+        cls=Kinds,
+        help=f"{what} Without a kind: {DEFAULT}, see {DEFAULT} --help.",
+        subcommand_metavar="[KIND] ...",
     )

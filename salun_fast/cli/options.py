@@ -12,13 +12,29 @@ from salun_fast import config as configs
 from salun_fast.config import Config, RunConfig
 from salun_fast.run import RunFolder
 
-Overrides: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Argument(
+
+def _changes(example: str) -> Any:
+    return typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Changes to the configuration, e.g. data=digits train.epochs=20 unlearn.lr=0.03.",
+        help=f"Changes to the configuration, e.g. {example}.",
         show_default=False,
-    ),
+    )
+
+
+Overrides: TypeAlias = Annotated[
+    list[str] | None, _changes("data=digits train.epochs=20 unlearn.lr=0.03")
+]
+DiffusionOverrides: TypeAlias = Annotated[
+    list[str] | None, _changes("forget_class=1 unlearn.steps=200 unlearn.density=0.3")
+]
+ConceptOverrides: TypeAlias = Annotated[
+    list[str] | None, _changes("'forget_prompt=a photo of a tench' unlearn.trainable=xattn")
+]
+TrainOverrides: TypeAlias = Annotated[
+    list[str] | None, _changes("data=fashion-mnist unet.sample_size=16 train.steps=5000")
+]
+DemoOverrides: TypeAlias = Annotated[
+    list[str] | None, _changes("'seeds=[1,2,3]' unlearn.steps=200")
 ]
 ConfigFile: TypeAlias = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file with the configuration.")
