@@ -98,6 +98,8 @@ class _Run:
     def do(self, pool: Pool, jobs: Iterable[Job]) -> None:
         done = {key_of(r) for r in self.records[1:]}
         missing = [job for job in jobs if job.key not in done]
+        if not missing:
+            return
         work = partial(execute, self.settings, self.folder)
         for record in pool.execute(work, missing):
             self.log.append(record)
