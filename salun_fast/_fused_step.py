@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW
 from salun_fast import ops
 from salun_fast._capture import refuse_new_state
 from salun_fast._placed_mask import Item
+from salun_fast._shards import like, local, part_of
 
 FUSED_CLASSES: tuple[type[torch.optim.Optimizer], ...] = (SGD, Adam, AdamW)
 # Per-weight state that the ops keep in fp32, laid out as the parameter.
@@ -123,18 +124,18 @@ def _zero_step(param: Tensor) -> Tensor:
 
 
 def _slot(state: State, key: str, item: Item) -> Tensor:
-    """State tensor ``key``: created as zeros; laid out anew where its parameter was, or moved."""
-    tensor: Tensor | None = state.get(key)
+    """What is here of state tensor ``key``: created as zeros; laid out anew where its parameter
+    was, or moved. It is sharded as its parameter."""
     param = item.param
-    if tensor is None:
+    if state.get(key) is None:
         refuse_new_state(item.name)
-        tensor = torch.zeros_like(param, dtype=torch.float32)
-        state[key] = tensor
-    elif tensor.stride() != param.stride() or tensor.device != param.device:
+        state[key] = torch.zeros_like(item.owner, dtype=torch.float32)
+    block = local(state[key])
+    if block.stride() != param.stride() or block.device != param.device:
         refuse_new_state(item.name)
-        tensor = laid_out(tensor, param)
-        state[key] = tensor
-    return tensor
+        block = laid_out(block, param)
+        state[key] = like(block, item.owner)
+    return block
 
 
 def laid_out(tensor: Tensor, param: Tensor) -> Tensor:
@@ -146,11 +147,12 @@ def adopt_state(state: State, saved: State, param: Tensor) -> None:
     """Replace loaded state, which torch casts to the parameter's dtype, by the saved values.
 
     State stays fp32 whatever the parameter's dtype. SGD checkpoints of torch have no ``step``: a
-    momentum buffer that is there has been written at least once.
+    momentum buffer that is there has been written at least once. Whole state is cut to the block
+    of a sharded parameter.
     """
     for key in STATE_KEYS:
         if isinstance(saved.get(key), Tensor):
-            state[key] = laid_out(saved[key], param)
+            state[key] = like(laid_out(part_of(saved[key], param), local(param)), param)
         else:
             state.pop(key, None)
     if "step" in saved:

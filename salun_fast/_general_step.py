@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from salun_fast._placed_mask import Item, keep, masked_gradient
+from salun_fast._shards import like, local
 
 
 def general_step(
@@ -41,20 +42,22 @@ class _Snapshot:
     """The bytes of one parameter and of its elementwise state before a step."""
 
     def __init__(self, wrapped: Optimizer, item: Item, group: dict[str, Any]) -> None:
-        self._param = item.param
+        self._param, self._owner = item.param, item.owner
         self._keep = keep(item.words, item.param)
         self._before = item.param.detach().clone()
-        state = wrapped.state.get(item.param) or _pristine_state(wrapped, item.param, group)
+        state = wrapped.state.get(item.owner) or _pristine_state(wrapped, item.owner, group)
         self._state = {
-            key: value.clone() for key, value in state.items() if _elementwise(value, item.param)
+            key: local(value).clone()
+            for key, value in state.items()
+            if _elementwise(value, item.owner)
         }
 
     def restore(self, wrapped: Optimizer) -> None:
         self._put_back(self._param, self._before)
-        state = wrapped.state.get(self._param, {})
+        state = wrapped.state.get(self._owner, {})
         for key, before in self._state.items():
-            if _elementwise(state.get(key), self._param):
-                self._put_back(state[key], before)
+            if _elementwise(state.get(key), self._owner):
+                self._put_back(local(state[key]), before)
 
     def _put_back(self, tensor: Tensor, before: Tensor) -> None:
         tensor.copy_(torch.where(self._keep, tensor, before))
@@ -94,13 +97,14 @@ def _elementwise(value: Any, param: Tensor) -> bool:
 @contextmanager
 def _gradients(items: Sequence[Item]) -> Iterator[None]:
     """Hand out masked gradients for the length of one step."""
+    given = [item.owner.grad for item in items]
     try:
         for item in items:
-            item.param.grad = masked_gradient(item)
+            item.owner.grad = like(masked_gradient(item), item.owner)
         yield
     finally:
-        for item in items:
-            item.param.grad = item.grad
+        for item, grad in zip(items, given, strict=True):
+            item.owner.grad = grad
 
 
 def _unhooked_step(wrapped: Optimizer) -> None:

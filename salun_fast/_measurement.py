@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from salun_fast._reduction import reduced_by
 from salun_fast._score_sums import ScoreSums, check_kind, clip_coefficient, first_nonfinite, peak
 
 _ADVICE = "find what made it (loss scale, learning rate, a bad sample) and measure again without it"
@@ -21,13 +22,16 @@ class Measurement:
     Without ``clip_norm`` every gradient is added and freed the moment it is complete. With it,
     the gradients of a backward are held until its end and scaled to that norm at most.
     On leaving, the ``.grad`` of before is put back, and so are the buffers of ``module``.
-    ``weight`` scales what the next backward adds.
+    ``weight`` scales what the next backward adds. Where FSDP reduces gradients between processes,
+    the rule is applied before it does so, which needs ``module``.
     """
 
     def __init__(
         self, sums: ScoreSums, *, clip_norm: float | None = None, module: nn.Module | None = None
     ) -> None:
         self.weight = 1.0
+        self._mesh = sums.mesh
+        self._reduction = reduced_by(sums.rule, module, sums.mesh, clip_norm)
         self._sums = sums
         self._clip_norm = clip_norm
         self._buffers = _Buffers(module)
@@ -43,6 +47,7 @@ class Measurement:
         for parameter in parameters.values():
             parameter.grad = None
         self._hooks = [_call_after(p, self._hook(name)) for name, p in parameters.items()]
+        self._reduction.install()
         return self
 
     def __exit__(
@@ -51,6 +56,7 @@ class Measurement:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._reduction.remove()
         for hook in self._hooks:
             hook.remove()
         for parameter, grad in self._stash:
@@ -76,7 +82,7 @@ class Measurement:
             self._task = torch._C._current_graph_task_id()
         if self._clip_norm is None:
             self._peaks.append((name, peak(grad)))
-            self._sums.add({name: grad}, self.weight)
+            self._sums.add({name: grad}, self.weight, self._reduction.rule_left)
         else:
             self._check_same_backward()
             held = self._held.get(name)
@@ -96,16 +102,24 @@ class Measurement:
         if not self._open:  # a second device's thread queued the same
             return
         held = self._held
-        bad = first_nonfinite(
-            self._peaks if self._clip_norm is None else ((n, peak(g)) for n, g in held.items())
-        )
+        bad = first_nonfinite(self._all_peaks(), self._mesh)
         if bad is not None:
             self._refuse(bad)
         if self._clip_norm is not None:
-            coefficient = clip_coefficient(held.values(), self._clip_norm)
+            coefficient = clip_coefficient(held.values(), self._clip_norm, self._mesh)
             self._sums.add(held, coefficient * self.weight)
         self._close()
         self._sums.count += 1
+
+    def _all_peaks(self) -> list[tuple[str, Tensor]]:
+        """In an order that all processes share, if there are several."""
+        if self._clip_norm is not None:
+            self._peaks = [(name, peak(grad)) for name, grad in self._held.items()]
+        if self._mesh is None:
+            return self._peaks
+        found = dict(self._peaks)
+        absent = torch.zeros((), device=self._peaks[0][1].device)
+        return [(name, found.get(name, absent)) for name in self._sums.parameters]
 
     def _refuse(self, name: str) -> None:
         problem = f"batch {self._sums.count + 1}: the gradient of {name!r} holds NaN or infinity"

@@ -11,10 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
+
+AnyMask = SaliencyMask | ShardedMask
 
 MASK = "salun_mask"
 FINGERPRINT = "mask_fingerprint"
+_OF = " of "
 
 
 def mask_to_state(mask: SaliencyMask) -> dict[str, Any]:
@@ -38,12 +42,24 @@ def mask_from_state(saved: dict[str, Any]) -> SaliencyMask:
     return mask
 
 
+def fingerprint_of(mask: AnyMask | None) -> str:
+    """What a checkpoint's groups say of the mask they were written under; "" without one. A
+    sharded mask is known by its totals: its bits lie on many processes."""
+    if mask is None:
+        return ""
+    return mask.fingerprint if isinstance(mask, SaliencyMask) else _totals(mask)
+
+
+def _totals(mask: AnyMask) -> str:
+    return f"{mask.count}{_OF}{mask.numel}"
+
+
 def checked_state(
     incoming: dict[str, Any],
     named: Sequence[Sequence[tuple[str, Tensor]]],
     keys: Sequence[str],
-    current: SaliencyMask | None,
-) -> tuple[SaliencyMask | None, dict[str, Any]]:
+    current: AnyMask | None,
+) -> tuple[AnyMask | None, dict[str, Any]]:
     """Check a checkpoint before anything is loaded.
 
     ``named``: the parameters per group; ``keys``: state that must have their shapes. Returns the
@@ -60,16 +76,25 @@ def checked_state(
     return mask, cleaned
 
 
-def _check_fingerprints(groups: Sequence[dict[str, Any]], mask: SaliencyMask | None) -> None:
-    present = "none" if mask is None else mask.fingerprint
+def _check_fingerprints(groups: Sequence[dict[str, Any]], mask: AnyMask | None) -> None:
     for group in groups:
-        saved = group.get(FINGERPRINT, present)
-        if saved != present:
+        saved = group.get(FINGERPRINT, "")
+        if saved and not _may_be(saved, mask):
             raise ValueError(
                 f"the checkpoint was written under mask {saved}, this optimizer's mask is "
-                f"{present}. Call set_mask() with that mask first, or delete '{FINGERPRINT}' from "
-                "the checkpoint's groups to go on without it"
+                f"{fingerprint_of(mask) or 'none'}. Call set_mask() with that mask first "
+                f"(MaskState in a distributed checkpoint), or delete '{FINGERPRINT}' from the "
+                "checkpoint's groups to go on without it"
             )
+
+
+def _may_be(saved: str, mask: AnyMask | None) -> bool:
+    """Whether this is the mask of that fingerprint; of a sharded one as far as totals tell."""
+    if mask is None:
+        return False
+    if _OF in saved:
+        return saved == _totals(mask)
+    return isinstance(mask, ShardedMask) or saved == mask.fingerprint
 
 
 def _check_shapes(

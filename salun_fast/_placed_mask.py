@@ -9,51 +9,93 @@ import torch
 from torch import Tensor
 
 from salun_fast import bits, names
-from salun_fast.mask import SaliencyMask
+from salun_fast._shards import Layout, common_mesh, is_sharded, local, summing
+from salun_fast.distributed import ShardedMask
+from salun_fast.mask import MaskMismatchError, SaliencyMask
 
 
 class Item(NamedTuple):
-    """One parameter of one step: its gradient, and its words (empty: every weight moves)."""
+    """One parameter of one step, as this process holds it: its gradient, and its words (empty:
+    every weight moves). owner: the parameter itself, which may be sharded."""
 
     name: str
     param: Tensor
     grad: Tensor
+    words: Tensor
+    owner: Tensor
+
+
+class _Place(NamedTuple):
+    name: str
+    stride: tuple[int, ...]
     words: Tensor
 
 
 class PlacedMask:
     """Words per parameter, converted once from the mask's row-major order and kept.
 
-    A parameter that moved to another device or changed its strides gets its words anew. Without a
-    mask, or without an entry of its name and shape, the words of a parameter are empty.
+    A parameter that moved to another device or changed its strides gets its words anew, and so
+    does one that was put in the place of another (accelerate shards parameters after the optimizer
+    was made). Without a mask, or without an entry of its name and shape, the words of a parameter
+    are empty.
     """
 
-    def __init__(self, mask: SaliencyMask | None) -> None:
+    def __init__(self, mask: SaliencyMask | ShardedMask | None) -> None:
         self._mask = mask
         self._entries: dict[str, str] = {}  # a parameter's name -> the mask's
-        self._places: dict[Tensor, tuple[tuple[int, ...], Tensor]] = {}
+        self._dense: set[str] = set()  # names without words, as the user let them be
+        self._places: dict[Tensor, _Place] = {}
 
     def place(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Match names and convert, ahead of the first step: a compiled step only looks words up."""
         pairs = list(named)
         if self._mask is not None:
-            self._entries.update(names.match([name for name, _ in pairs], self._mask.words))
+            self._entries.update(names.match([name for name, _ in pairs], self._mask.shapes))
+            self._dense |= {name for name, param in pairs if not self._covers(name, param)}
         for name, param in pairs:
             self.words(name, param)
 
     def words(self, name: str, param: Tensor) -> Tensor:
-        """int32 words of ``param`` on its device."""
+        """int32 words of what this process holds of ``param``, on its device."""
+        block = local(param)
         place = self._places.get(param)
-        if place is None or place[0] != param.stride() or place[1].device != param.device:
-            place = (param.stride(), self._converted(name, param))
+        if place is None:
+            self._admit(name, param)
+        if place is None or place.stride != block.stride() or place.words.device != block.device:
+            place = _Place(name, block.stride(), self._converted(name, param, block))
             self._places[param] = place
-        return place[1]
+        return place.words
 
-    def _converted(self, name: str, param: Tensor) -> Tensor:
+    def _covers(self, name: str, param: Tensor) -> bool:
         entry = self._entries.get(name)
-        if self._mask is None or entry is None or self._mask.shapes[entry] != param.shape:
-            return torch.empty(0, dtype=torch.int32, device=param.device)
-        return bits.to_memory_order(self._mask.words[entry].to(param.device), param)
+        return self._mask is not None and self._mask.shapes.get(entry or "") == tuple(param.shape)
+
+    def _admit(self, name: str, param: Tensor) -> None:
+        """A parameter that was not here when the mask was placed must not move as a whole."""
+        if self._mask is not None and name not in self._dense and not self._covers(name, param):
+            entry = self._entries.get(name)
+            expected = self._mask.shapes[entry] if entry else "no such parameter"
+            raise MaskMismatchError(
+                f"a parameter group now holds a tensor of shape {tuple(param.shape)} as '{name}', "
+                f"for which the mask was set with {expected}: something replaced the parameters "
+                "(DeepSpeed ZeRO and FSDP1 flatten them), and the mask cannot act. Use FSDP2 "
+                "(fully_shard), or DDP"
+            )
+        self._places = {p: place for p, place in self._places.items() if place.name != name}
+
+    def _converted(self, name: str, param: Tensor, block: Tensor) -> Tensor:
+        if self._mask is None or not self._covers(name, param):
+            return torch.empty(0, dtype=torch.int32, device=block.device)
+        return bits.to_memory_order(self._row_major(name, param).to(block.device), block)
+
+    def _row_major(self, name: str, param: Tensor) -> Tensor:
+        entry = self._entries[name]
+        if isinstance(self._mask, ShardedMask):
+            return self._mask.local.words[entry]
+        assert self._mask is not None
+        if is_sharded(param):
+            return bits.pack(Layout.of(param).block().cut(self._mask[entry]))
+        return self._mask.words[entry]
 
 
 def keep(words: Tensor, param: Tensor) -> Tensor:
@@ -78,25 +120,32 @@ class NonfiniteGradientError(ValueError):
 
 def refuse_nonfinite(items: Sequence[Item]) -> None:
     """Raise :class:`NonfiniteGradientError` naming the first parameter of which a moving weight
-    has no finite gradient.
+    has no finite gradient; on every process that holds blocks of them, if they are sharded.
 
     One transfer from the device for all norms. A frozen weight's gradient does not matter, so
     those that look suspicious are taken again under the mask.
     """
-    for item in _suspicious(items):
-        if not bool(masked_gradient(item).isfinite().all()):
-            raise NonfiniteGradientError(
-                f"the gradient of '{item.name}' holds NaN or infinity where weights would move; "
-                "nothing was changed. Lower the learning rate, clip gradients, or look at the "
-                "batch and the loss that made it"
-            )
+    bad = [False] * len(items)
+    for index in _suspicious(items):
+        bad[index] = not bool(masked_gradient(items[index]).isfinite().all())
+    mesh = common_mesh(item.owner for item in items)
+    if mesh is not None:
+        counts = torch.tensor(bad, dtype=torch.int64, device=items[0].param.device)
+        summing(mesh)(counts)
+        bad = (counts > 0).tolist()
+    if any(bad):
+        raise NonfiniteGradientError(
+            f"the gradient of '{items[bad.index(True)].name}' holds NaN or infinity where weights "
+            "would move; nothing was changed. Lower the learning rate, clip gradients, or look at "
+            "the batch and the loss that made it"
+        )
 
 
-def _suspicious(items: Sequence[Item]) -> list[Item]:
+def _suspicious(items: Sequence[Item]) -> list[int]:
     """Those whose norm is not finite: an infinite or NaN element, or a sum past fp32."""
     if not items:
         return []
     home = items[0].param.device
     norms = [torch.linalg.vector_norm(item.grad, dtype=torch.float32).to(home) for item in items]
     finite = torch.stack(norms).isfinite().tolist()
-    return [item for item, good in zip(items, finite, strict=True) if not good]
+    return [index for index, good in enumerate(finite) if not good]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from salun_fast import ops
+from salun_fast._shards import Layout, beside, common_mesh, local, summing
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class ScoreSums:
@@ -35,51 +40,89 @@ class ScoreSums:
             }
         return self._sums
 
-    def add(self, grads: Mapping[str, Tensor], weight: float | Tensor = 1.0) -> None:
-        """sums += weight · rule(grad), for the parameters that are given.
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """Whose processes hold the blocks of sharded parameters."""
+        return common_mesh(self.parameters.values())
+
+    def add(
+        self,
+        grads: Mapping[str, Tensor],
+        weight: float | Tensor = 1.0,
+        rule: str | None = None,
+    ) -> None:
+        """sums += weight · rule(grad), for the parameters that are given; ``rule`` None: ours.
 
         Raises TypeError for a sparse or complex gradient, naming it, before anything is added.
         """
+        rule = self.rule if rule is None else rule
         for name, grad in grads.items():
             check_kind(name, grad)
-        sums = self.tensors
+        sums = {name: local(self.tensors[name]) for name in grads}
+        blocks = {name: beside(grad, self.parameters[name]) for name, grad in grads.items()}
         if isinstance(weight, Tensor) or weight != 1.0:
-            for name, grad in grads.items():  # one at a time: a weighted copy lives briefly
-                ops.accumulate_([sums[name]], [self._weighted(grad, weight)], rule=self.rule)
+            for name, grad in blocks.items():  # one at a time: a weighted copy lives briefly
+                ops.accumulate_([sums[name]], [_weighted(grad, weight, rule)], rule=rule)
             return
-        for group in _by_device(grads):
-            taken = [_taken(grads[name]) for name in group]
-            ops.accumulate_([sums[name] for name in group], taken, rule=self.rule, names=group)
+        for group in _by_device(blocks):
+            taken = [_taken(blocks[name]) for name in group]
+            ops.accumulate_([sums[name] for name in group], taken, rule=rule, names=group)
 
-    def _weighted(self, grad: Tensor, weight: float | Tensor) -> Tensor:
-        factor = weight**0.5 if self.rule == "square" else weight
-        if isinstance(factor, Tensor):
-            factor = factor.to(grad.device)
-        return grad.detach().float() * factor
+
+def _weighted(grad: Tensor, weight: float | Tensor, rule: str) -> Tensor:
+    factor = weight**0.5 if rule == "square" else weight
+    if isinstance(factor, Tensor):
+        factor = factor.to(grad.device)
+    return grad.detach().float() * factor
 
 
 def peak(grad: Tensor) -> Tensor:
-    """max |g|, 0-dim: NaN or infinite exactly where some element is; 0 for an empty tensor."""
+    """max |g|, 0-dim: NaN or infinite exactly where some element is; 0 for an empty tensor. Of a
+    sharded one: of the block here."""
+    grad = local(grad)
     if not grad.numel():
         return grad.new_zeros(())
     low, high = torch.aminmax(grad.detach())  # vectorised, unlike the norm of infinite order
     return torch.maximum(-low, high)
 
 
-def first_nonfinite(peaks: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Name of the first tensor whose :func:`peak` is not finite; one transfer for all of them."""
+def first_nonfinite(
+    peaks: Iterable[tuple[str, Tensor]], mesh: DeviceMesh | None = None
+) -> str | None:
+    """Name of the first tensor whose :func:`peak` is not finite; one transfer for all of them.
+
+    With ``mesh``: on any of its processes, and each gets the same answer.
+    """
     found = list(peaks)
     if not found:
         return None
     home = found[0][1].device
-    finite = torch.stack([value.float().isfinite().to(home) for _, value in found]).tolist()
-    return next((name for (name, _), good in zip(found, finite, strict=True) if not good), None)
+    good = torch.stack([value.float().isfinite().to(home) for _, value in found])
+    if mesh is not None:
+        bad = (~good).long()
+        summing(mesh)(bad)
+        good = bad == 0
+    pairs = zip(found, good.tolist(), strict=True)
+    return next((name for (name, _), fine in pairs if not fine), None)
 
 
-def clip_coefficient(grads: Iterable[Tensor], max_norm: float) -> Tensor:
-    """min(1, max_norm / (‖g‖ + 1e-6)) over all gradients, as ``clip_grad_norm_`` computes it."""
-    norms = [torch.linalg.vector_norm(g.detach(), dtype=torch.float32) for g in grads]
+def clip_coefficient(
+    grads: Iterable[Tensor], max_norm: float, mesh: DeviceMesh | None = None
+) -> Tensor:
+    """min(1, max_norm / (‖g‖ + 1e-6)) over all gradients, as ``clip_grad_norm_`` computes it.
+
+    With ``mesh`` the norm is that of the whole tensors, each process knowing its blocks.
+    """
+    norms = [
+        torch.linalg.vector_norm(local(g.detach()), dtype=torch.float32)
+        * (mesh is None or Layout.of(g, mesh).block().counted)
+        for g in grads
+    ]
     total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    if mesh is not None:
+        square = total.square()
+        summing(mesh)(square)
+        total = square.sqrt()
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 

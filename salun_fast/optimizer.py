@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.optimizer import ParamsT
 
@@ -16,7 +16,14 @@ from salun_fast._capture import capturing
 from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
-from salun_fast._optimizer_state import FINGERPRINT, MASK, checked_state, mask_to_state
+from salun_fast._optimizer_state import (
+    FINGERPRINT,
+    MASK,
+    AnyMask,
+    checked_state,
+    fingerprint_of,
+    mask_to_state,
+)
 from salun_fast._placed_mask import (
     Item,
     NonfiniteGradientError,
@@ -24,8 +31,13 @@ from salun_fast._placed_mask import (
     masked_gradient,
     refuse_nonfinite,
 )
+from salun_fast._shards import beside, gathered, is_sharded, like, local
+from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["MaskNotApplied", "NonfiniteGradientError", "SalUnOptimizer"]
 
@@ -86,7 +98,7 @@ class SalUnOptimizer(Optimizer):
         self._optimizer_class = optimizer_class
         self._freeze = freeze
         self._error_if_nonfinite = error_if_nonfinite
-        self._mask: SaliencyMask | None = None
+        self._mask: AnyMask | None = None
         self._reset_transient()
         # The wrapped instance validates, supplies defaults and, on the general path, steps. State
         # and groups are shared: they are one and the same objects in both.
@@ -106,23 +118,28 @@ class SalUnOptimizer(Optimizer):
     # --- mask -------------------------------------------------------------------------------------
 
     @property
-    def mask(self) -> SaliencyMask | None:
-        """The mask in force; None where every weight moves."""
+    def mask(self) -> SaliencyMask | ShardedMask | None:
+        """The mask in force; None where every weight moves. Of sharded parameters a
+        :class:`~salun_fast.distributed.ShardedMask`: each process has the bits of its blocks."""
         return self._mask
 
-    def set_mask(self, mask: SaliencyMask | None, *, strict: bool = True) -> None:
+    def set_mask(self, mask: SaliencyMask | ShardedMask | None, *, strict: bool = True) -> None:
         """Freeze what ``mask`` leaves out, from the next step on; None frees every weight.
 
         State is kept: weights that become frozen keep theirs untouched. Names match as in
         :meth:`SaliencyMask.check`, and what does not fit raises ValueError; with ``strict=False``
         it is passed over: such parameters move as a whole. A mask that selects no weight which
-        this optimizer trains is an error either way.
+        this optimizer trains is an error either way. Of a whole mask, each process keeps the bits
+        of the blocks that it holds of sharded parameters.
         """
+        named = list(self._named())
+        if isinstance(mask, SaliencyMask) and any(is_sharded(param) for _, param in named):
+            mask = ShardedMask.of(mask, named, strict=strict)
         if mask is not None:
-            self._check_mask(mask, list(self._named()), strict)
+            self._check_mask(mask, named, strict)
         self._put_in_force(mask)
 
-    def _put_in_force(self, mask: SaliencyMask | None) -> None:
+    def _put_in_force(self, mask: AnyMask | None) -> None:
         self._mask = mask
         self._checks_left = _CHECKED_STEPS if mask is not None else 0
         self._placed = PlacedMask(mask)
@@ -130,16 +147,21 @@ class SalUnOptimizer(Optimizer):
 
     @contextmanager
     def measure_saliency(
-        self, score: str = "abs_of_sum", clip_norm: float | None = None
+        self,
+        score: str = "abs_of_sum",
+        clip_norm: float | None = None,
+        *,
+        module: nn.Module | None = None,
     ) -> Iterator[Saliency]:
         """Add the gradient of each ``backward()`` inside to ``self.saliency``; no step meanwhile.
 
         ``score`` and ``clip_norm`` as in :class:`Saliency`. Starts from zero at each call. Call
         ``model.eval()`` first, as SalUn does: the optimizer knows no modules, so in train mode
-        batch-norm statistics would move.
+        batch-norm statistics would move. ``module``: the FSDP model, which other scores than
+        "abs_of_sum" need (|g| is taken of each process's gradient).
         """
         trainable = [(name, param) for name, param in self._named() if param.requires_grad]
-        saliency = Saliency(trainable, score=score)
+        saliency = Saliency(trainable, score=score, module=module)
         self._measuring = True
         try:
             with saliency.measure(clip_norm=clip_norm):
@@ -148,17 +170,29 @@ class SalUnOptimizer(Optimizer):
             self._measuring = False
         self.saliency = saliency
 
-    def select(self, density: float, **options: Any) -> SaliencyMask:
+    def select(
+        self, density: float, *, group: ProcessGroup | None = None, **options: Any
+    ) -> SaliencyMask | ShardedMask:
         """Select the most salient weights, freeze all others, and return the mask.
 
         ``density``: share of weights that may move; ``options`` as in :meth:`Saliency.mask`.
+
+        With several processes (DDP, FSDP2, any launcher) every process calls this, and all get one
+        mask: what each measured on its share of the forget data is added up over ``group`` (None:
+        all), as by :meth:`Saliency.all_reduce`. Sharded parameters get a ``ShardedMask``. A process
+        that trains a model of its own calls ``set_mask(optimizer.saliency.mask(density))``.
         """
-        if self.saliency is None:
+        saliency = self.saliency
+        if saliency is None:
             raise RuntimeError(
                 "SalUnOptimizer.select needs scores and found none; run the forget data's "
                 "backward passes inside `with optimizer.measure_saliency():` first"
             )
-        mask = self.saliency.mask(density, **options)
+        if saliency.is_one_of_several(group):
+            saliency.all_reduce(group)
+        sharded = any(is_sharded(param) for _, param in self._named())
+        make = saliency.sharded_mask if sharded else saliency.mask
+        mask: SaliencyMask | ShardedMask = make(density, **options)
         self.set_mask(mask)
         return mask
 
@@ -187,8 +221,9 @@ class SalUnOptimizer(Optimizer):
         """
         items = [item for work in self._collect() for item, _ in work]
         grads = [masked_gradient(item) if masked else item.grad for item in items]
-        norm = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
-        torch.nn.utils.clip_grads_with_norm_([item.param for item in items], max_norm, norm)
+        grads = [like(grad, item.owner) for grad, item in zip(grads, items, strict=True)]
+        norm = gathered(torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite))
+        torch.nn.utils.clip_grads_with_norm_([item.owner for item in items], max_norm, norm)
         return norm
 
     # --- step -------------------------------------------------------------------------------------
@@ -244,7 +279,10 @@ class SalUnOptimizer(Optimizer):
                 words = self._placed.words(name, param)
                 if self._dense_steps:
                     words = words[:0]
-                items[id(param)] = (Item(name, param, grad, words), group)
+                items[id(param)] = (
+                    Item(name, local(param), beside(grad, param), words, param),
+                    group,
+                )
             work.append(list(items.values()))
         return work
 
@@ -255,10 +293,10 @@ class SalUnOptimizer(Optimizer):
             items = [item for item, _ in pairs]
             if self._freeze == "gradient":
                 items = [
-                    Item(item.name, item.param, masked_gradient(item), item.words[:0])
+                    item._replace(grad=masked_gradient(item), words=item.words[:0])
                     for item in items
                 ]
-            states = [self.state[item.param] for item in items]
+            states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, grad_scale, found_inf)
 
     def _general_step(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> None:
@@ -313,13 +351,16 @@ class SalUnOptimizer(Optimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the mask beside it under "salun_mask" and its fingerprint per group."""
+        """As torch's, with the mask beside it under "salun_mask" and its fingerprint per group.
+
+        The mask of sharded parameters is left out: ``distributed.MaskState`` saves it.
+        """
 
         def add_mask(_: Optimizer, packed: dict[str, Any]) -> None:
-            if self._mask is not None:
+            if isinstance(self._mask, SaliencyMask):
                 packed[MASK] = mask_to_state(self._mask)
-                for group in packed["param_groups"]:
-                    group[FINGERPRINT] = self._mask.fingerprint
+            for group in packed["param_groups"]:
+                group[FINGERPRINT] = fingerprint_of(self._mask)
 
         handle = self.register_state_dict_post_hook(add_mask, prepend=True)
         try:
@@ -342,7 +383,7 @@ class SalUnOptimizer(Optimizer):
             if mask is not None:
                 # Groups that were added without an entry in the mask stay dense.
                 flat = [pair for pairs in named for pair in pairs]
-                covered = names.match([name for name, _ in flat], mask.words)
+                covered = names.match([name for name, _ in flat], mask.shapes)
                 self._check_mask(mask, [pair for pair in flat if pair[0] in covered], strict=True)
             loaded.update(cleaned, mask=mask)
             return cleaned
@@ -412,25 +453,30 @@ class SalUnOptimizer(Optimizer):
                     f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
                     "or optimise torch.view_as_real(parameter)"
                 )
-            if not bits.is_dense(param):
+            if not bits.is_dense(local(param)):
                 raise ValueError(
                     f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
                     "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
                 )
 
-    def _check_mask(
-        self, mask: SaliencyMask, named: list[tuple[str, Tensor]], strict: bool
-    ) -> None:
+    def _check_mask(self, mask: AnyMask, named: list[tuple[str, Tensor]], strict: bool) -> None:
         mask.check(named, strict=strict)
         trainable = {name: param for name, param in named if param.requires_grad}
-        entries = names.match(trainable, mask.words)
-        fitting = [e for name, e in entries.items() if mask.shapes[e] == trainable[name].shape]
-        if not any(bool(mask.words[entry].any()) for entry in fitting):
+        if not mask.count or not self._selects_some(mask, trainable):
             raise ValueError(
                 "the SaliencyMask selects no weight that this optimizer trains: expected a bit "
                 f"set for one of {_some(list(trainable))}, found ones only elsewhere, if at all. "
                 "Rebuild the mask for these parameters, or pass those it was made for"
             )
+
+    @staticmethod
+    def _selects_some(mask: AnyMask, trainable: dict[str, Tensor]) -> bool:
+        """Of a sharded mask no process knows all bits: its count must do."""
+        if isinstance(mask, ShardedMask):
+            return True
+        entries = names.match(trainable, mask.words)
+        fitting = [e for name, e in entries.items() if mask.shapes[e] == trainable[name].shape]
+        return any(bool(mask.words[entry].any()) for entry in fitting)
 
 
 def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from salun_fast import bits, files, names, ops
+from salun_fast import files, names
 from salun_fast._eval_mode import eval_mode
 from salun_fast._measurement import Measurement
 from salun_fast._score_ranks import add_up_ranks, decline
 from salun_fast._score_sums import ScoreSums, first_nonfinite, peak
+from salun_fast._selection import no_words, random_keys, select
+from salun_fast._shards import Layout, common_mesh, gathered
+from salun_fast.distributed import ShardedMask
 from salun_fast.files import FileFormatError, PathLike
 from salun_fast.mask import SaliencyMask
 from salun_fast.names import Named, Patterns
@@ -46,6 +50,9 @@ class Saliency:
         parameters: a module, its ``named_parameters()``, or a dict of them.
         score: "abs_of_sum" |Σ g| (SalUn), "sum_of_abs" Σ |g|, or "sum_of_squares" Σ g² (diagonal
             Fisher), over batches. Sums are kept in fp32 whatever the dtype of the gradients.
+        module: the module they belong to, where ``parameters`` is not that itself.
+
+    Sharded parameters (FSDP2) have sharded scores: each process keeps those of its blocks.
 
     Example:
         >>> saliency = Saliency(model)
@@ -55,7 +62,13 @@ class Saliency:
         >>> mask = saliency.mask(0.5)
     """
 
-    def __init__(self, parameters: Named, score: str = "abs_of_sum") -> None:
+    def __init__(
+        self,
+        parameters: Named,
+        score: str = "abs_of_sum",
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
         _check_choice("score", score, tuple(SCORES))
         found = {n: p for n, p in names.named_tensors(parameters).items() if p.requires_grad}
         if not found:
@@ -66,7 +79,7 @@ class Saliency:
         for name, parameter in found.items():
             _check_real(name, parameter)
         self.score = score
-        self._module = parameters if isinstance(parameters, nn.Module) else None
+        self._module = parameters if isinstance(parameters, nn.Module) else module
         self._sums: ScoreSums | None = ScoreSums(found, SCORES[score])
         self._given: dict[str, Tensor] = {}
         self._measuring = False
@@ -193,6 +206,8 @@ class Saliency:
         unusable or already added scores, or is still within :meth:`measure`; and RuntimeError
         without a process group.
         """
+        if common_mesh(self._shaped().values()) is not None:
+            return
         try:
             sums = self._growing()
             if self._measuring:
@@ -206,6 +221,14 @@ class Saliency:
             decline(self._shaped(), group)
             raise
         add_up_ranks(sums, group)
+
+    def is_one_of_several(self, group: ProcessGroup | None = None) -> bool:
+        """Whether these are one process's scores among others of ``group``, not added up yet."""
+        if self._sums is None or self._sums.ranks > 1 or self._sums.mesh is not None:
+            return False
+        if not (dist.is_available() and dist.is_initialized()):
+            return False
+        return dist.get_world_size(group) > 1
 
     def reset(self) -> None:
         """Begin anew with zeros."""
@@ -273,25 +296,47 @@ class Saliency:
                 infinity; "reference" ranks infinity highest and NaN lowest.
 
         Ties go to the earlier parameter, then to the lower row-major index. The same scores give
-        the same bits on every device, for any number of threads and any memory format.
+        the same bits on every device, for any number of threads, any memory format, and any number
+        of processes over which they are sharded (FSDP2). There every process calls this, and the
+        whole mask is gathered; :meth:`sharded_mask` leaves each its own bits.
         """
-        _check_density(density)
-        _check_choice("scope", scope, _SCOPES)
-        _check_choice("which", which, _WHICH)
-        _check_choice("nonfinite", nonfinite, _NONFINITE)
-        tensors = self._shaped() if which == "random" else self._ready()
-        chosen = self._eligible(include, exclude)
-        source = _random_keys(tensors, chosen, seed) if which == "random" else tensors
-        words = {name: _no_words(tensor) for name, tensor in tensors.items()}
-        for group in [chosen] if scope == "global" else [[name] for name in chosen]:
-            picked, _ = _select(group, source, density, which != "smallest", nonfinite)
-            for name, packed in zip(group, picked, strict=True):
-                words[name] = packed.to(tensors[name].device)
-        return SaliencyMask(
-            words,
-            {name: tensor.shape for name, tensor in tensors.items()},
-            score=f"random, seed {seed}" if which == "random" else self._label(which, scope),
+        if common_mesh(self._shaped().values()) is not None:
+            return self.sharded_mask(
+                density, scope=scope, which=which, include=include, exclude=exclude, seed=seed,
+                nonfinite=nonfinite,
+            ).whole()  # fmt: skip
+        words, _, score = self._selected(density, scope, which, include, exclude, seed, nonfinite)
+        shapes = {name: tensor.shape for name, tensor in self._shaped().items()}
+        return SaliencyMask(words, shapes, score=score)
+
+    def sharded_mask(
+        self,
+        density: float,
+        *,
+        scope: str = "global",
+        which: str = "largest",
+        include: Patterns = None,
+        exclude: Patterns = None,
+        seed: int = 0,
+        nonfinite: str = "error",
+    ) -> ShardedMask:
+        """As :meth:`mask`, for sharded scores: each process gets the bits of its blocks.
+
+        Every process calls this. Scores stay where they are: histograms of 16 KiB are added up,
+        three of them, and where only some of the ties at the cut are wanted at most 64 KiB a few
+        times more. Raises ValueError where scores are not sharded.
+        """
+        tensors = self._shaped()
+        if common_mesh(tensors.values()) is None:
+            raise ValueError(
+                "sharded_mask: expected scores of sharded parameters (fully_shard), found whole "
+                "ones; use mask()"
+            )
+        words, count, score = self._selected(
+            density, scope, which, include, exclude, seed, nonfinite
         )
+        layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
+        return ShardedMask(words, layouts, count=count, score=score)
 
     def threshold(
         self,
@@ -310,14 +355,19 @@ class Saliency:
         _check_choice("which", which, _WHICH[:2])
         _check_choice("nonfinite", nonfinite, _NONFINITE)
         tensors, chosen = self._ready(), self._eligible(include, exclude)
-        _, threshold = _select(chosen, tensors, density, which == "largest", nonfinite)
+        k = int(sum(tensors[name].numel() for name in chosen) * density)
+        _, threshold = select(chosen, tensors, k, which == "largest", nonfinite)
         return float(threshold)
 
     # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
-        """Write the fp32 sums (signed for "abs_of_sum") to a safetensors file, atomically."""
-        tensors = self._ready()
+        """Write the fp32 sums (signed for "abs_of_sum") to a safetensors file, atomically.
+
+        Of sharded scores the whole ones are gathered: every process calls this, and writes; give
+        each a path of its own, or a folder that they do not share.
+        """
+        tensors = {name: gathered(sums).cpu() for name, sums in self._ready().items()}
         facts = {
             "names": list(tensors),
             "shapes": [list(tensor.shape) for tensor in tensors.values()],
@@ -402,43 +452,37 @@ class Saliency:
             raise ValueError("include and exclude leave no parameter to select from; widen them")
         return chosen
 
+    def _selected(
+        self,
+        density: float,
+        scope: str,
+        which: str,
+        include: Patterns,
+        exclude: Patterns,
+        seed: int,
+        nonfinite: str,
+    ) -> tuple[dict[str, Tensor], int, str]:
+        """Words of what this process holds, how many bits there are in all, and the mask's score"""
+        _check_density(density)
+        _check_choice("scope", scope, _SCOPES)
+        _check_choice("which", which, _WHICH)
+        _check_choice("nonfinite", nonfinite, _NONFINITE)
+        tensors = self._shaped() if which == "random" else self._ready()
+        chosen = self._eligible(include, exclude)
+        source = random_keys(tensors, chosen, seed) if which == "random" else tensors
+        words, count = {name: no_words(tensor) for name, tensor in tensors.items()}, 0
+        for group in [chosen] if scope == "global" else [[name] for name in chosen]:
+            k = int(sum(tensors[name].numel() for name in group) * density)
+            picked, _ = select(group, source, k, which != "smallest", nonfinite)
+            for name, packed in zip(group, picked, strict=True):
+                words[name] = packed.to(tensors[name].device)
+            count += k
+        score = f"random, seed {seed}" if which == "random" else self._label(which, scope)
+        return words, count, score
+
     def _label(self, which: str, scope: str) -> str:
         smallest = ", smallest" if which == "smallest" else ""
         return f"{self.score}{smallest}{', per tensor' if scope == 'tensor' else ''}"
-
-
-def _select(
-    group: Sequence[str],
-    scores: Mapping[str, Tensor],
-    density: float,
-    largest: bool,
-    nonfinite: str,
-) -> tuple[list[Tensor], Tensor]:
-    """Words of int(n · density) of the n weights of ``group``, and the last score chosen."""
-    home = scores[group[0]].device  # a model spread over devices is ranked on its first
-    tensors = [scores[name].to(home) for name in group]
-    k = int(sum(tensor.numel() for tensor in tensors) * density)
-    return ops.select(
-        tensors, k, largest=largest, allow_nonfinite=nonfinite == "reference", names=group
-    )
-
-
-def _random_keys(
-    tensors: Mapping[str, Tensor], chosen: Sequence[str], seed: int
-) -> dict[str, Tensor]:
-    """Uniform over all finite non-negative floats: 2^31 values, so ties are few. On the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    infinity = 0x7F800000
-    return {
-        name: torch.randint(
-            infinity, tensors[name].shape, dtype=torch.int32, generator=generator
-        ).view(torch.float32)
-        for name in chosen
-    }
-
-
-def _no_words(tensor: Tensor) -> Tensor:
-    return torch.zeros(bits.word_count(tensor.numel()), dtype=torch.int32, device=tensor.device)
 
 
 def _check_density(density: float) -> None:

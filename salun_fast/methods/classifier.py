@@ -16,6 +16,7 @@ from torch import nn
 from salun_fast.data import Batches, ImageSet, as_image_set
 from salun_fast.data.images import Images
 from salun_fast.digests import data_digest, model_digest
+from salun_fast.distributed import whole_mask
 from salun_fast.evaluation.accuracy import outputs
 from salun_fast.evaluation.certificate import FreezeCertificate
 from salun_fast.evaluation.resources import PeakMemory
@@ -135,7 +136,7 @@ class _Run:
         if resumed is not None:
             self.seconds = dict(resumed.seconds)
             self.optimizer.load_state_dict(resumed.optimizer)
-            self.mask = self.optimizer.mask
+            self.mask = whole_mask(self.optimizer.mask)
         elif mask is None and method in MASKED:
             self.mask = self._make_mask()
         if self.mask is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_fast import bits
+from salun_fast.distributed import whole_mask
 from salun_fast.evaluation.certificate import FreezeCertificate
 from salun_fast.mask import SaliencyMask
 from salun_fast.methods.checkpoint import Checkpoint
@@ -93,7 +94,7 @@ class MaskedRun:
         if self.resumed is not None:
             self.seconds = dict(self.resumed.seconds)
             self.optimizer.load_state_dict(self.resumed.optimizer)
-            self.mask = self.optimizer.mask
+            self.mask = whole_mask(self.optimizer.mask)
         elif self.mask is not None:
             self.optimizer.set_mask(self.mask)
 
