@@ -46,7 +46,7 @@ class Measurement:
         self._buffers.keep()
         for parameter in parameters.values():
             parameter.grad = None
-        self._hooks = [_call_after(p, self._hook(name)) for name, p in parameters.items()]
+        self._hooks = [call_after(p, self._hook(name)) for name, p in parameters.items()]
         self._reduction.install()
         return self
 
@@ -142,7 +142,7 @@ class Measurement:
         self._close()
 
 
-def _call_after(parameter: Any, hook: Callable[[Tensor], None]) -> RemovableHandle:
+def call_after(parameter: Any, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Call ``hook(parameter)`` whenever a backward() has completed its ``.grad``."""
     handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
     return handle

@@ -31,6 +31,11 @@ def local(tensor: Tensor) -> Tensor:
     return block
 
 
+def is_one_of_several(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether this process works with others (None: all that torch.distributed knows)."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
 def like(block: Tensor, whole: Tensor) -> Tensor:
     """``block`` as the part of a tensor that is sharded as ``whole``; itself where that is not."""
     return Layout.of(whole).wrap(block) if is_sharded(whole) else block

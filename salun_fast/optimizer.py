@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -16,6 +16,7 @@ from salun_fast._capture import capturing
 from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
+from salun_fast._measurement import call_after
 from salun_fast._optimizer_state import (
     FINGERPRINT,
     MASK,
@@ -31,7 +32,7 @@ from salun_fast._placed_mask import (
     masked_gradient,
     refuse_nonfinite,
 )
-from salun_fast._shards import beside, gathered, is_sharded, like, local
+from salun_fast._shards import beside, gathered, is_one_of_several, is_sharded, like, local
 from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
@@ -45,6 +46,7 @@ _REFUSED = {
     LBFGS: "its line search moves all weights along one direction",
     SparseAdam: "it takes sparse gradients only",
 }
+Work = list[list[tuple[Item, dict[str, Any]]]]  # per group: what is stepped, and the group
 # How many steps without a visible gradient (learning-rate warm-up, half precision) to look at.
 _CHECKED_STEPS = 10
 
@@ -112,6 +114,7 @@ class SalUnOptimizer(Optimizer):
         self.saliency: Saliency | None = None
         self._measuring = False
         self._dense_steps = False
+        self._in_backward = False
         self._checks_left = 0
         self._placed = PlacedMask(None)
 
@@ -188,7 +191,7 @@ class SalUnOptimizer(Optimizer):
                 "SalUnOptimizer.select needs scores and found none; run the forget data's "
                 "backward passes inside `with optimizer.measure_saliency():` first"
             )
-        if saliency.is_one_of_several(group):
+        if is_one_of_several(group) and not saliency.added_up:
             saliency.all_reduce(group)
         sharded = any(is_sharded(param) for _, param in self._named())
         make = saliency.sharded_mask if sharded else saliency.mask
@@ -246,7 +249,63 @@ class SalUnOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = self._collect()
+        self._step_on(self._collect())
+        return loss
+
+    @contextmanager
+    def step_in_backward(self) -> Iterator[None]:
+        """Within, every parameter moves as soon as ``backward()`` has completed its gradient, which
+        is freed then: gradients of different parameters never exist together.
+
+        The bits are those of a ``step()`` after each ``backward()``; one that is still called finds
+        nothing left to do. Every backward is a step, so: no gradient accumulation, no
+        :meth:`clip_grad_norm_`, no ``GradScaler``; hooks on ``step`` do not run. With FSDP2
+        gradients are reduced first. Raises RuntimeError where they would not be (DDP), and
+        ValueError with ``error_if_nonfinite``, which looks at all gradients before a weight moves.
+        """
+        placed = {
+            param: (index, name, group)
+            for index, group in enumerate(self.param_groups)
+            for name, param in _named_in(index, group)
+        }
+        self._check_steps_in_backward(placed)
+
+        @torch.no_grad()
+        def step(param: Tensor) -> None:
+            index, name, group = placed[param]
+            if param.grad is None:
+                return
+            self._refuse_while_measuring()
+            work: Work = [[] for _ in self.param_groups]
+            work[index] = [(self._item(name, param, param.grad), group)]
+            self._step_on(work)
+            param.grad = None
+
+        hooks = [call_after(param, step) for param in placed if param.requires_grad]
+        self._in_backward = True
+        try:
+            yield
+        finally:
+            self._in_backward = False
+            for hook in hooks:
+                hook.remove()
+
+    def _check_steps_in_backward(self, params: Iterable[Tensor]) -> None:
+        if self._in_backward:
+            raise RuntimeError("step_in_backward() is already active; leave it first")
+        if self._error_if_nonfinite:
+            raise ValueError(
+                "step_in_backward: expected error_if_nonfinite=False, as weights move before all "
+                "gradients are known; leave one of the two out"
+            )
+        if is_one_of_several() and not all(is_sharded(param) for param in params):
+            raise RuntimeError(
+                "step_in_backward: with several processes a gradient arrives before DDP has "
+                "averaged it, and the processes would drift apart; shard the model by "
+                "fully_shard() (FSDP2), which reduces first, or call step() after backward()"
+            )
+
+    def _step_on(self, work: Work) -> None:
         if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
         witness = self._witness(work)
@@ -257,7 +316,6 @@ class SalUnOptimizer(Optimizer):
         if witness is not None:
             witness.verify()
             self._checks_left = 0 if witness.expects_change else self._checks_left - 1
-        return loss
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -266,27 +324,27 @@ class SalUnOptimizer(Optimizer):
             param.dtype in ops.FLOATS for group in self.param_groups for param in group["params"]
         )
 
-    def _collect(self) -> list[list[tuple[Item, dict[str, Any]]]]:
+    def _collect(self) -> Work:
         """Per group the parameters that have a gradient; all are checked before any is stepped."""
-        work: list[list[tuple[Item, dict[str, Any]]]] = []
+        work: Work = []
         for index, group in enumerate(self.param_groups):
             items: dict[int, tuple[Item, dict[str, Any]]] = {}  # by id: hashing tensors is slow
             for name, param in _named_in(index, group):
                 grad = param.grad
                 if grad is None or id(param) in items:
                     continue
-                _check_gradient(name, grad)
-                words = self._placed.words(name, param)
-                if self._dense_steps:
-                    words = words[:0]
-                items[id(param)] = (
-                    Item(name, local(param), beside(grad, param), words, param),
-                    group,
-                )
+                items[id(param)] = (self._item(name, param, grad), group)
             work.append(list(items.values()))
         return work
 
-    def _fused_step(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> None:
+    def _item(self, name: str, param: Tensor, grad: Tensor) -> Item:
+        _check_gradient(name, grad)
+        words = self._placed.words(name, param)
+        if self._dense_steps:
+            words = words[:0]
+        return Item(name, local(param), beside(grad, param), words, param)
+
+    def _fused_step(self, work: Work) -> None:
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
         for group, pairs in zip(self.param_groups, work, strict=True):
@@ -299,12 +357,12 @@ class SalUnOptimizer(Optimizer):
             states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, grad_scale, found_inf)
 
-    def _general_step(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> None:
+    def _general_step(self, work: Work) -> None:
         self._share()
         masked = [pair for pairs in work for pair in pairs if pair[0].words.numel()]
         general_step(self._wrapped, masked, restore=self._freeze == "exact")
 
-    def _witness(self, work: list[list[tuple[Item, dict[str, Any]]]]) -> MaskWitness | None:
+    def _witness(self, work: Work) -> MaskWitness | None:
         """Checksums for the first masked steps; none once the mask was seen to act."""
         if torch.compiler.is_compiling() or not self._checks_left or self._freeze != "exact":
             return None

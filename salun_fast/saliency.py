@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from salun_fast import files, names
@@ -222,13 +221,11 @@ class Saliency:
             raise
         add_up_ranks(sums, group)
 
-    def is_one_of_several(self, group: ProcessGroup | None = None) -> bool:
-        """Whether these are one process's scores among others of ``group``, not added up yet."""
-        if self._sums is None or self._sums.ranks > 1 or self._sums.mesh is not None:
-            return False
-        if not (dist.is_available() and dist.is_initialized()):
-            return False
-        return dist.get_world_size(group) > 1
+    @property
+    def added_up(self) -> bool:
+        """Whether every process has the same scores, or its blocks of them: after
+        :meth:`all_reduce`, of sharded parameters, and where they were given or loaded."""
+        return self._sums is None or self._sums.ranks > 1 or self._sums.mesh is not None
 
     def reset(self) -> None:
         """Begin anew with zeros."""

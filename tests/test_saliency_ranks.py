@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from salun_fast.evaluation.resources import PeakMemory
 from salun_fast.saliency import SCORES, Saliency
 from tests.conftest import same_bytes
+from tests.processes import run_ranks
 
 SHAPES = {"conv": (8, 4, 3, 3), "empty": (0, 3), "scalar": (), "tail": (33,), "weight": (40, 25)}
 BATCHES = 7
 Gradients = dict[str, Tensor]
-Body = Callable[[int, int], dict[str, Any]]  # rank, number of ranks -> what it found
 
 
 def parameters(*, channels_last: bool = False) -> dict[str, nn.Parameter]:
@@ -57,26 +54,6 @@ def scores_by_one_process(score: str) -> Saliency:
 
 
 # --- what a rank does, in a process of its own ----------------------------------------------------
-
-
-def run_ranks(body: Body, world: int, folder: Path) -> list[dict[str, Any]]:
-    """What ``body`` returned on each rank."""
-    mp.spawn(_rank, (body, world, folder), nprocs=world)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
-
-
-def _rank(rank: int, body: Body, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    torch.save(body(rank, world), folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 def all_scores(rank: int, world: int) -> dict[str, Any]:
