@@ -222,6 +222,11 @@ class SalUnOptimizer(Optimizer):
         ``masked=False``: the norm of all gradients (clip before masking, as SalUn's diffusion
         loop); ``masked=True``: of the gradients of selected weights alone.
         """
+        if self._in_backward:
+            raise RuntimeError(
+                "clip_grad_norm_ needs all gradients at once, and step_in_backward() frees each as "
+                "it arrives; leave one of the two out"
+            )
         items = [item for work in self._collect() for item, _ in work]
         grads = [masked_gradient(item) if masked else item.grad for item in items]
         grads = [like(grad, item.owner) for grad, item in zip(grads, items, strict=True)]
