@@ -257,6 +257,27 @@ class SalUnOptimizer(Optimizer):
         self._step_on(self._collect())
         return loss
 
+    # torch's schedulers put a wrapper of theirs around step, which torch.compile cannot trace, to
+    # learn that it was called. They leave it out where this is set, and ask for _opt_called.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    @property
+    def _opt_called(self) -> bool:
+        """Whether there was a step: each leaves state."""
+        return bool(self.state)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, and ``torch.compile`` can trace it: torch keeps its own out of graphs."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                if set_to_none:
+                    param.grad = None
+                elif param.grad is not None:
+                    param.grad.zero_()
+
     @contextmanager
     def step_in_backward(self) -> Iterator[None]:
         """Within, every parameter moves as soon as ``backward()`` has completed its gradient, which
@@ -362,6 +383,9 @@ class SalUnOptimizer(Optimizer):
             states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, grad_scale, found_inf)
 
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="SalUnOptimizer fuses SGD, Adam and AdamW; other classes step outside of graphs"
+    )
     def _general_step(self, work: Work) -> None:
         self._share()
         masked = [pair for pairs in work for pair in pairs if pair[0].words.numel()]
