@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from salun_fast import bits, names, ops
+from salun_fast import names, ops
 from salun_fast._capture import capturing
 from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
 from salun_fast._measurement import call_after
+from salun_fast._optimizer_checks import (
+    check_gradient,
+    check_group,
+    check_mask,
+    check_options,
+)
 from salun_fast._optimizer_state import (
     FINGERPRINT,
     MASK,
@@ -42,10 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskNotApplied", "NonfiniteGradientError", "SalUnOptimizer"]
 
-_REFUSED = {
-    LBFGS: "its line search moves all weights along one direction",
-    SparseAdam: "it takes sparse gradients only",
-}
 Work = list[list[tuple[Item, dict[str, Any]]]]  # per group: what is stepped, and the group
 # How many steps without a visible gradient (learning-rate warm-up, half precision) to look at.
 _CHECKED_STEPS = 10
@@ -96,7 +98,9 @@ class SalUnOptimizer(Optimizer):
         error_if_nonfinite: bool = False,
         **defaults: Any,
     ) -> None:
-        _check_options(optimizer_class, state, freeze, defaults)
+        check_options(optimizer_class, state, freeze, defaults)
+        if issubclass(optimizer_class, SalUnOptimizer):
+            raise ValueError("optimizer_class is a SalUnOptimizer already; pass the class it wraps")
         self._optimizer_class = optimizer_class
         self._freeze = freeze
         self._error_if_nonfinite = error_if_nonfinite
@@ -139,7 +143,7 @@ class SalUnOptimizer(Optimizer):
         if isinstance(mask, SaliencyMask) and any(is_sharded(param) for _, param in named):
             mask = ShardedMask.of(mask, named, strict=strict)
         if mask is not None:
-            self._check_mask(mask, named, strict)
+            check_mask(mask, named, strict)
         self._put_in_force(mask)
 
     def _put_in_force(self, mask: AnyMask | None) -> None:
@@ -364,7 +368,7 @@ class SalUnOptimizer(Optimizer):
         return work
 
     def _item(self, name: str, param: Tensor, grad: Tensor) -> Item:
-        _check_gradient(name, grad)
+        check_gradient(name, grad)
         words = self._placed.words(name, param)
         if self._dense_steps:
             words = words[:0]
@@ -431,8 +435,9 @@ class SalUnOptimizer(Optimizer):
         self._share()
         self._wrapped.add_param_group(param_group)
         try:
-            self._check_group(len(self.param_groups) - 1)
-            self._placed.place(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
+            added = list(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
+            check_group(self.param_groups[-1], added)
+            self._placed.place(added)
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
@@ -471,7 +476,7 @@ class SalUnOptimizer(Optimizer):
                 # Groups that were added without an entry in the mask stay dense.
                 flat = [pair for pairs in named for pair in pairs]
                 covered = names.match([name for name, _ in flat], mask.shapes)
-                self._check_mask(mask, [pair for pair in flat if pair[0] in covered], strict=True)
+                check_mask(mask, [pair for pair in flat if pair[0] in covered], strict=True)
             loaded.update(cleaned, mask=mask)
             return cleaned
 
@@ -526,89 +531,9 @@ class SalUnOptimizer(Optimizer):
         for index, group in enumerate(self.param_groups):
             yield from _named_in(index, group)
 
-    def _check_group(self, index: int) -> None:
-        group = self.param_groups[index]
-        if group.get("differentiable"):
-            raise ValueError(
-                "differentiable=True is not supported: the masked steps have no backward pass; "
-                "leave the option out"
-            )
-        for name, param in _named_in(index, group):
-            if param.is_complex() or param.layout != torch.strided:
-                kind = param.dtype if param.is_complex() else param.layout
-                raise TypeError(
-                    f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
-                    "or optimise torch.view_as_real(parameter)"
-                )
-            if not bits.is_dense(local(param)):
-                raise ValueError(
-                    f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
-                    "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
-                )
-
-    def _check_mask(self, mask: AnyMask, named: list[tuple[str, Tensor]], strict: bool) -> None:
-        mask.check(named, strict=strict)
-        trainable = {name: param for name, param in named if param.requires_grad}
-        if not mask.count or not self._selects_some(mask, trainable):
-            raise ValueError(
-                "the SaliencyMask selects no weight that this optimizer trains: expected a bit "
-                f"set for one of {_some(list(trainable))}, found ones only elsewhere, if at all. "
-                "Rebuild the mask for these parameters, or pass those it was made for"
-            )
-
-    @staticmethod
-    def _selects_some(mask: AnyMask, trainable: dict[str, Tensor]) -> bool:
-        """Of a sharded mask no process knows all bits: its count must do."""
-        if isinstance(mask, ShardedMask):
-            return True
-        entries = names.match(trainable, mask.words)
-        fitting = [e for name, e in entries.items() if mask.shapes[e] == trainable[name].shape]
-        return any(bool(mask.words[entry].any()) for entry in fitting)
-
 
 def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Parameters of one group with the names that masks go by."""
     given = group.get("param_names")
     for position, param in enumerate(group["params"]):
         yield given[position] if given else f"{index}.{position}", param
-
-
-def _check_options(
-    optimizer_class: type[Optimizer], state: str, freeze: str, defaults: dict[str, Any]
-) -> None:
-    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
-        raise TypeError(
-            f"optimizer_class must be a torch.optim.Optimizer class, found {optimizer_class!r}; "
-            "pass the class and its options apart: SalUnOptimizer(params, torch.optim.SGD, lr=0.1)"
-        )
-    if issubclass(optimizer_class, SalUnOptimizer):
-        raise ValueError("optimizer_class is a SalUnOptimizer already; pass the class it wraps")
-    for refused, why in _REFUSED.items():
-        if issubclass(optimizer_class, refused):
-            raise ValueError(
-                f"{refused.__name__} cannot run under a saliency mask: {why}; use SGD or Adam"
-            )
-    if state != "dense":
-        raise ValueError(f"state={state!r} does not exist: expected 'dense'")
-    if freeze not in ("exact", "gradient"):
-        raise ValueError(f"freeze must be 'exact' or 'gradient', found {freeze!r}")
-    if defaults.get("differentiable"):
-        raise ValueError(
-            "differentiable=True is not supported: the masked steps have no backward pass; leave "
-            "the option out"
-        )
-
-
-def _check_gradient(name: str, grad: Tensor) -> None:
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"the gradient of '{name}' is {grad.layout}; expected a dense gradient: build the "
-            "layer with sparse=False, or assign param.grad = param.grad.to_dense()"
-        )
-    if grad.is_complex():
-        raise TypeError(f"the gradient of '{name}' is {grad.dtype}; expected a real gradient")
-
-
-def _some(listed: list[str], count: int = 3) -> str:
-    shown = ", ".join(f"'{name}'" for name in listed[:count])
-    return shown + (f", … ({len(listed)} in all)" if len(listed) > count else "")

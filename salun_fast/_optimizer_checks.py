@@ -1,0 +1,102 @@
+"""What SalUnOptimizer refuses: options, parameters, gradients and masks that cannot work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from salun_fast import bits, names
+from salun_fast._optimizer_state import AnyMask
+from salun_fast._shards import local
+from salun_fast.distributed import ShardedMask
+
+_REFUSED = {
+    LBFGS: "its line search moves all weights along one direction",
+    SparseAdam: "it takes sparse gradients only",
+}
+
+
+def check_options(
+    optimizer_class: type[Optimizer], state: str, freeze: str, defaults: dict[str, Any]
+) -> None:
+    """The arguments of the constructor, beside what the class itself validates."""
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        raise TypeError(
+            f"optimizer_class must be a torch.optim.Optimizer class, found {optimizer_class!r}; "
+            "pass the class and its options apart: SalUnOptimizer(params, torch.optim.SGD, lr=0.1)"
+        )
+    for refused, why in _REFUSED.items():
+        if issubclass(optimizer_class, refused):
+            raise ValueError(
+                f"{refused.__name__} cannot run under a saliency mask: {why}; use SGD or Adam"
+            )
+    if state != "dense":
+        raise ValueError(f"state={state!r} does not exist: expected 'dense'")
+    if freeze not in ("exact", "gradient"):
+        raise ValueError(f"freeze must be 'exact' or 'gradient', found {freeze!r}")
+    if defaults.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the masked steps have no backward pass; leave "
+            "the option out"
+        )
+
+
+def check_group(group: dict[str, Any], named: list[tuple[str, Tensor]]) -> None:
+    """A parameter group and its parameters."""
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the masked steps have no backward pass; "
+            "leave the option out"
+        )
+    for name, param in named:
+        if param.is_complex() or param.layout != torch.strided:
+            kind = param.dtype if param.is_complex() else param.layout
+            raise TypeError(
+                f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
+                "or optimise torch.view_as_real(parameter)"
+            )
+        if not bits.is_dense(local(param)):
+            raise ValueError(
+                f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
+                "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
+            )
+
+
+def check_gradient(name: str, grad: Tensor) -> None:
+    """TypeError for one that no step can use."""
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"the gradient of '{name}' is {grad.layout}; expected a dense gradient: build the "
+            "layer with sparse=False, or assign param.grad = param.grad.to_dense()"
+        )
+    if grad.is_complex():
+        raise TypeError(f"the gradient of '{name}' is {grad.dtype}; expected a real gradient")
+
+
+def check_mask(mask: AnyMask, named: list[tuple[str, Tensor]], strict: bool) -> None:
+    """That it fits these parameters, and lets some weight of a trainable one move."""
+    mask.check(named, strict=strict)
+    trainable = {name: param for name, param in named if param.requires_grad}
+    if not mask.count or not _selects_some(mask, trainable):
+        raise ValueError(
+            "the SaliencyMask selects no weight that this optimizer trains: expected a bit "
+            f"set for one of {_some(list(trainable))}, found ones only elsewhere, if at all. "
+            "Rebuild the mask for these parameters, or pass those it was made for"
+        )
+
+
+def _selects_some(mask: AnyMask, trainable: dict[str, Tensor]) -> bool:
+    """Of a sharded mask no process knows all bits: its count must do."""
+    if isinstance(mask, ShardedMask):
+        return True
+    entries = names.match(trainable, mask.words)
+    fitting = [e for name, e in entries.items() if mask.shapes[e] == trainable[name].shape]
+    return any(bool(mask.words[entry].any()) for entry in fitting)
+
+
+def _some(listed: list[str], count: int = 3) -> str:
+    shown = ", ".join(f"'{name}'" for name in listed[:count])
+    return shown + (f", … ({len(listed)} in all)" if len(listed) > count else "")
