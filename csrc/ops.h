@@ -39,6 +39,15 @@ struct Words {
   uint32_t* data;  // [ceil(numel / 32)], or null where every weight moves
 };
 
+// How parameters of half precision take fp32 results: by way of a master copy, rounded to nearest,
+// or stochastically (bf16 only, rules/rounding.h). fp32 parameters are exact either way.
+struct HalfPrecision {
+  std::span<float* const> masters;   // written; empty, or null where a parameter has none
+  std::span<const int64_t> origins;  // flat index of each parameter's first element
+  bool stochastic;
+  int64_t seed;
+};
+
 enum class ScoreRule : int64_t { sum, abs, square };
 
 namespace cpu {
@@ -66,8 +75,8 @@ void masked_sgd(std::span<const Dense> params,  // written
                 std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers,  // fp32, written; empty without momentum
                 std::span<float* const> steps,            // steps taken before; incremented
-                std::span<const Words> masks, const SgdOptions& options, double lr,
-                float grad_scale);
+                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
+                double lr, float grad_scale);
 
 // One Adam or AdamW step on the weights whose bit is 1.
 void masked_adam(std::span<const Dense> params,  // written
@@ -76,8 +85,8 @@ void masked_adam(std::span<const Dense> params,  // written
                  std::span<const Dense> exp_avg_sqs,      // fp32, written
                  std::span<const Dense> max_exp_avg_sqs,  // fp32, written; empty without amsgrad
                  std::span<float* const> steps,           // steps taken before; incremented
-                 std::span<const Words> masks, const AdamOptions& options, double lr,
-                 float grad_scale);
+                 std::span<const Words> masks, const HalfPrecision& half,
+                 const AdamOptions& options, double lr, float grad_scale);
 
 // Δ = params - anchors shrinks by τ, the k-th smallest |Δ|. Returns τ; throws as select.
 float soft_threshold(std::span<const Dense> params,  // written
@@ -126,14 +135,14 @@ void select_pack(Workspace& workspace, std::span<const Strided> scores, uint32_t
 
 void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const SgdOptions& options,
+                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
                 const StepScalars& scalars);
 
 void masked_adam(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs, std::span<const Dense> exp_avg_sqs,
                  std::span<const Dense> max_exp_avg_sqs, std::span<float* const> steps,
-                 std::span<const Words> masks, const AdamOptions& options,
-                 const StepScalars& scalars);
+                 std::span<const Words> masks, const HalfPrecision& half,
+                 const AdamOptions& options, const StepScalars& scalars);
 
 // Waits for the device to refuse NaN and infinity; nothing is written then.
 void soft_threshold(Workspace& workspace, std::span<const Dense> params,

@@ -13,6 +13,29 @@ struct StepTensors {
   const MaybeTensor &grad_scale, &found_inf;
 };
 
+// Holds what HalfPrecision points to.
+class HalfTensors {
+ public:
+  HalfTensors(const Tensors& masters, const Tensors& params, const std::vector<int64_t>& origins,
+              std::optional<int64_t> seed)
+      : masters_(master_list(masters, params)), origins_(origins), seed_(seed) {
+    if (!seed) return;
+    require(origins.size() == params.size(), "origins", "expected one per parameter");
+    for (const Tensor& param : params)
+      require(param.scalar_type() != ScalarType::Half, "params",
+              "stochastic rounding is for bfloat16, found float16");
+  }
+
+  operator HalfPrecision() const {
+    return {masters_, origins_, seed_.has_value(), seed_.value_or(0)};
+  }
+
+ private:
+  std::vector<float*> masters_;
+  const std::vector<int64_t>& origins_;
+  std::optional<int64_t> seed_;
+};
+
 template <class Backend>
 struct TorchOps {
   static void accumulate(const Tensors& scores, const Tensors& grads, int64_t rule,
@@ -55,42 +78,44 @@ struct TorchOps {
 
   static void masked_sgd(const Tensors& params, const Tensors& grads,
                          const Tensors& momentum_buffers, const Tensors& steps,
-                         const Tensors& masks, const Tensor& lr, double momentum, double dampening,
-                         double weight_decay, bool nesterov, bool maximize,
-                         const MaybeTensor& grad_scale, const MaybeTensor& found_inf) {
+                         const Tensors& masks, const Tensors& masters, const Tensor& lr,
+                         double momentum, double dampening, double weight_decay, bool nesterov,
+                         bool maximize, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+                         const std::vector<int64_t>& origins, std::optional<int64_t> seed) {
     require(momentum == 0.0 || momentum_buffers.size() == params.size(), "momentum_buffers",
             "momentum needs one buffer per parameter");
-    Backend(params[0]).masked_sgd(dense_list_like(params, params, "params"),
-                                  dense_list_like(grads, params, "grads"),
-                                  state_list(momentum_buffers, params, "momentum_buffers"),
-                                  step_list(steps, params), word_list(masks, params, true),
-                                  {.momentum = momentum,
-                                   .dampening = dampening,
-                                   .weight_decay = weight_decay,
-                                   .nesterov = nesterov,
-                                   .maximize = maximize},
-                                  {lr, grad_scale, found_inf});
+    Backend(params[0]).masked_sgd(
+        dense_list_like(params, params, "params"), dense_list_like(grads, params, "grads"),
+        state_list(momentum_buffers, params, "momentum_buffers"), step_list(steps, params),
+        word_list(masks, params, true), HalfTensors(masters, params, origins, seed),
+        {.momentum = momentum,
+         .dampening = dampening,
+         .weight_decay = weight_decay,
+         .nesterov = nesterov,
+         .maximize = maximize},
+        {lr, grad_scale, found_inf});
   }
 
   static void masked_adam(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
                           const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs,
-                          const Tensors& steps, const Tensors& masks, const Tensor& lr,
-                          double beta1, double beta2, double eps, double weight_decay,
-                          bool decoupled, bool maximize, const MaybeTensor& grad_scale,
-                          const MaybeTensor& found_inf) {
-    Backend(params[0]).masked_adam(dense_list_like(params, params, "params"),
-                                   dense_list_like(grads, params, "grads"),
-                                   dense_list_like(exp_avgs, params, "exp_avgs", true),
-                                   dense_list_like(exp_avg_sqs, params, "exp_avg_sqs", true),
-                                   state_list(max_exp_avg_sqs, params, "max_exp_avg_sqs"),
-                                   step_list(steps, params), word_list(masks, params, true),
-                                   {.beta1 = beta1,
-                                    .beta2 = beta2,
-                                    .eps = eps,
-                                    .weight_decay = weight_decay,
-                                    .decoupled = decoupled,
-                                    .maximize = maximize},
-                                   {lr, grad_scale, found_inf});
+                          const Tensors& steps, const Tensors& masks, const Tensors& masters,
+                          const Tensor& lr, double beta1, double beta2, double eps,
+                          double weight_decay, bool decoupled, bool maximize,
+                          const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
+                          const std::vector<int64_t>& origins, std::optional<int64_t> seed) {
+    Backend(params[0]).masked_adam(
+        dense_list_like(params, params, "params"), dense_list_like(grads, params, "grads"),
+        dense_list_like(exp_avgs, params, "exp_avgs", true),
+        dense_list_like(exp_avg_sqs, params, "exp_avg_sqs", true),
+        state_list(max_exp_avg_sqs, params, "max_exp_avg_sqs"), step_list(steps, params),
+        word_list(masks, params, true), HalfTensors(masters, params, origins, seed),
+        {.beta1 = beta1,
+         .beta2 = beta2,
+         .eps = eps,
+         .weight_decay = weight_decay,
+         .decoupled = decoupled,
+         .maximize = maximize},
+        {lr, grad_scale, found_inf});
   }
 
   static Tensor soft_threshold(const Tensors& params, const Tensors& anchors, int64_t k) {

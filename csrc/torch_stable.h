@@ -135,6 +135,23 @@ inline std::vector<float*> step_list(const Tensors& steps, const Tensors& like) 
   return list;
 }
 
+// One fp32 master copy per parameter, or an empty tensor; or none at all.
+inline std::vector<float*> master_list(const Tensors& masters, const Tensors& params) {
+  std::vector<float*> list;
+  require(masters.empty() || masters.size() == params.size(), "masters", "the lists must pair up");
+  for (size_t i = 0; i < masters.size(); ++i) {
+    bool none = masters[i].numel() == 0;
+    require(masters[i].scalar_type() == ScalarType::Float, "masters", "expected float32");
+    require(none || same_layout(masters[i], params[i]), "masters",
+            "a tensor is laid out unlike its parameter");
+    require(none || params[i].scalar_type() != ScalarType::Float, "masters",
+            "a float32 parameter needs none");
+    require_same_device(masters[i], params[0], "masters");
+    list.push_back(none ? nullptr : static_cast<float*>(masters[i].data_ptr()));
+  }
+  return list;
+}
+
 using MaybeTensor = std::optional<Tensor>;
 
 // Whether a 0-dim number lies as fp64; it may also be fp32.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,33 @@ from salun_fast._shards import like, local, part_of
 
 FUSED_CLASSES: tuple[type[torch.optim.Optimizer], ...] = (SGD, Adam, AdamW)
 # Per-weight state that the ops keep in fp32, laid out as the parameter.
-STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param")
 
 Group = dict[str, Any]
 State = dict[str, Any]
+
+
+class HalfPrecision(NamedTuple):
+    """How fp16 and bf16 parameters take fp32 results. mode: "nearest", "stochastic", "master"."""
+
+    mode: str = "nearest"
+    seed: int = 0
+
+    def options(self, items: Sequence[Item], states: Sequence[State]) -> dict[str, Any]:
+        """What the ops are told."""
+        if self.mode == "master":
+            pairs = zip(items, states, strict=True)
+            return {"masters": [_master(state, item) for item, state in pairs]}
+        if self.mode == "stochastic":
+            return {"origins": [item.origin for item in items], "rounding_seed": self.seed}
+        return {}
 
 
 def fused_step(
     group: Group,
     items: Sequence[Item],
     states: Sequence[State],
+    half: HalfPrecision,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -37,6 +54,7 @@ def fused_step(
             group,
             [items[i] for i in chosen],
             [states[i] for i in chosen],
+            half,
             grad_scale,
             found_inf,
         )
@@ -46,6 +64,7 @@ def _sgd(
     group: Group,
     items: list[Item],
     states: list[State],
+    half: HalfPrecision,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -72,6 +91,7 @@ def _sgd(
         maximize=group["maximize"],
         grad_scale=grad_scale,
         found_inf=found_inf,
+        **half.options(items, states),
         names=[item.name for item in items],
     )
 
@@ -80,6 +100,7 @@ def _adam(
     group: Group,
     items: list[Item],
     states: list[State],
+    half: HalfPrecision,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -103,6 +124,7 @@ def _adam(
         maximize=group["maximize"],
         grad_scale=grad_scale,
         found_inf=found_inf,
+        **half.options(items, states),
         names=[item.name for item in items],
     )
 
@@ -136,6 +158,16 @@ def _slot(state: State, key: str, item: Item) -> Tensor:
         block = laid_out(block, param)
         state[key] = like(block, item.owner)
     return block
+
+
+def _master(state: State, item: Item) -> Tensor:
+    """The fp32 copy that a parameter of half precision is stepped by; empty for fp32."""
+    if item.param.dtype == torch.float32:
+        return item.param.new_empty(0)
+    if state.get("master_param") is None:
+        refuse_new_state(item.name)
+        state["master_param"] = like(laid_out(item.param, item.param), item.owner)
+    return _slot(state, "master_param", item)
 
 
 def laid_out(tensor: Tensor, param: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from salun_fast import bits, names
+from salun_fast._fused_step import FUSED_CLASSES
 from salun_fast._optimizer_state import AnyMask
 from salun_fast._shards import local
 from salun_fast.distributed import ShardedMask
@@ -19,8 +20,15 @@ _REFUSED = {
 }
 
 
+HALF_PRECISION = ("nearest", "stochastic", "master")
+
+
 def check_options(
-    optimizer_class: type[Optimizer], state: str, freeze: str, defaults: dict[str, Any]
+    optimizer_class: type[Optimizer],
+    state: str,
+    freeze: str,
+    half_precision: str,
+    defaults: dict[str, Any],
 ) -> None:
     """The arguments of the constructor, beside what the class itself validates."""
     if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
@@ -37,6 +45,16 @@ def check_options(
         raise ValueError(f"state={state!r} does not exist: expected 'dense'")
     if freeze not in ("exact", "gradient"):
         raise ValueError(f"freeze must be 'exact' or 'gradient', found {freeze!r}")
+    if half_precision not in HALF_PRECISION:
+        raise ValueError(
+            f"half_precision must be one of {', '.join(map(repr, HALF_PRECISION))}, found "
+            f"{half_precision!r}"
+        )
+    if half_precision != "nearest" and optimizer_class not in FUSED_CLASSES:
+        raise ValueError(
+            f"half_precision={half_precision!r} is for SGD, Adam and AdamW, whose steps are ours; "
+            f"found {optimizer_class.__name__}, which rounds as it does: use 'nearest'"
+        )
     if defaults.get("differentiable"):
         raise ValueError(
             "differentiable=True is not supported: the masked steps have no backward pass; leave "
@@ -44,7 +62,9 @@ def check_options(
         )
 
 
-def check_group(group: dict[str, Any], named: list[tuple[str, Tensor]]) -> None:
+def check_group(
+    group: dict[str, Any], named: list[tuple[str, Tensor]], half_precision: str
+) -> None:
     """A parameter group and its parameters."""
     if group.get("differentiable"):
         raise ValueError(
@@ -58,11 +78,25 @@ def check_group(group: dict[str, Any], named: list[tuple[str, Tensor]]) -> None:
                 f"SalUnOptimizer takes real dense parameters, '{name}' is {kind}; leave it out "
                 "or optimise torch.view_as_real(parameter)"
             )
+        _check_rounding(name, param, half_precision)
         if not bits.is_dense(local(param)):
             raise ValueError(
                 f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
                 "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
             )
+
+
+def _check_rounding(name: str, param: Tensor, half_precision: str) -> None:
+    if half_precision == "stochastic" and param.dtype == torch.float16:
+        raise TypeError(
+            f"half_precision='stochastic' rounds bfloat16, '{name}' is float16; use 'master', or "
+            "make the parameter bfloat16"
+        )
+    if half_precision != "nearest" and param.dtype == torch.float64:
+        raise TypeError(
+            f"half_precision={half_precision!r}: expected float32, float16 or bfloat16 parameters, "
+            f"'{name}' is float64; use 'nearest'"
+        )
 
 
 def check_gradient(name: str, grad: Tensor) -> None:

@@ -16,13 +16,15 @@ from salun_fast.mask import MaskMismatchError, SaliencyMask
 
 class Item(NamedTuple):
     """One parameter of one step, as this process holds it: its gradient, and its words (empty:
-    every weight moves). owner: the parameter itself, which may be sharded."""
+    every weight moves). owner: the parameter itself, which may be sharded. origin: flat index of
+    the first element among all weights of the optimizer, where that is asked for."""
 
     name: str
     param: Tensor
     grad: Tensor
     words: Tensor
     owner: Tensor
+    origin: int = 0
 
 
 class _Place(NamedTuple):

@@ -48,6 +48,13 @@ def beside(tensor: Tensor, param: Tensor) -> Tensor:
     return local(tensor)
 
 
+def first_index(tensor: Tensor) -> int:
+    """Row-major index, in the whole tensor, of the first element that this process holds."""
+    if not is_sharded(tensor) or not local(tensor).numel():
+        return 0
+    return int(Layout.of(tensor).block().flat_indices(torch.zeros(1, dtype=torch.int64)))
+
+
 def part_of(tensor: Tensor, param: Tensor) -> Tensor:
     """As :func:`beside`, out of a whole tensor too."""
     if is_sharded(param) and not is_sharded(tensor):

@@ -155,6 +155,9 @@ def masked_sgd_(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    masters: Sequence[Tensor] = (),
+    origins: Sequence[int] = (),
+    rounding_seed: int | None = None,
     names: Names = None,
 ) -> None:
     """One SGD step (``torch.optim.SGD``'s algorithm) on the weights whose bit is 1.
@@ -167,20 +170,27 @@ def masked_sgd_(
     one device. ``lr``, ``grad_scale`` and ``found_inf`` may be there too: on a GPU nothing then
     waits for their values; what is on the CPU is read there, at the call.
     A weight whose bit is 0 keeps its bytes, and its momentum too.
+
+    ``masters``: fp32 copies of fp16 and bf16 parameters, laid out as they are, or [] ; an empty
+    tensor where a parameter has none. The step then updates the copy, written, and the parameter
+    becomes its nearest rounding. ``rounding_seed``: round bf16 parameters stochastically instead,
+    by bits that depend on the seed, the parameter's step and the flat index of each weight alone:
+    ``origins[i]`` plus its position in memory.
     """
     if not _pairs("params", params, "grads", grads):
         return
     buffers = momentum_buffers if momentum != 0 else []
     states = [("momentum_buffers", buffers)] if momentum != 0 else []
     rest = (
-        buffers, steps, masks, _rate(lr, params), momentum, dampening, weight_decay, nesterov,
-        maximize, _optional(grad_scale, params), _optional(found_inf, params),
+        buffers, steps, masks, masters, _rate(lr, params), momentum, dampening, weight_decay,
+        nesterov, maximize, _optional(grad_scale, params), _optional(found_inf, params), origins,
+        rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_sgd_(params, aligned, *rest),
-        params, grads, states, steps, masks, names,
+        params, grads, states, steps, masks, names, masters, rounding_seed,
     )  # fmt: skip
-    _written([*params, *buffers, *steps])
+    _written([*params, *buffers, *steps, *masters])
 
 
 def _masked_sgd_fake(params: list[Tensor], *rest: Any) -> None:
@@ -207,6 +217,9 @@ def masked_adam_(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    masters: Sequence[Tensor] = (),
+    origins: Sequence[int] = (),
+    rounding_seed: int | None = None,
     names: Names = None,
 ) -> None:
     """One Adam step (``decoupled=True``: AdamW) on the weights whose bit is 1.
@@ -220,15 +233,15 @@ def masked_adam_(
     if max_exp_avg_sqs:
         moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
     rest = (
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, _rate(lr, params), betas[0],
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, masters, _rate(lr, params), betas[0],
         betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
-        _optional(found_inf, params),
+        _optional(found_inf, params), origins, rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_adam_(params, aligned, *rest),
-        params, grads, moments, steps, masks, names,
+        params, grads, moments, steps, masks, names, masters, rounding_seed,
     )  # fmt: skip
-    _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps])
+    _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps, *masters])
 
 
 def _masked_adam_fake(params: list[Tensor], *rest: Any) -> None:
@@ -302,16 +315,18 @@ TABLE: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     ),
     "masked_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] steps, "
-        "Tensor[] masks, Tensor lr, float momentum, float dampening, float weight_decay, "
-        "bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf) -> ()",
+        "Tensor[] masks, Tensor(d!)[] masters, Tensor lr, float momentum, float dampening, "
+        "float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf, "
+        "int[] origins, int? rounding_seed) -> ()",
         _masked_sgd_fake,
         reference.masked_sgd_,
     ),
     "masked_adam_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-        "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor[] masks, Tensor lr, "
-        "float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, "
-        "Tensor? grad_scale, Tensor? found_inf) -> ()",
+        "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor[] masks, Tensor(f!)[] masters, "
+        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
+        "bool maximize, Tensor? grad_scale, Tensor? found_inf, int[] origins, int? rounding_seed) "
+        "-> ()",
         _masked_adam_fake,
         reference.masked_adam_,
     ),
@@ -433,6 +448,8 @@ def _take_step(
     steps: Sequence[Tensor],
     masks: Sequence[Tensor],
     names: Names,
+    masters: Sequence[Tensor] = (),
+    rounding_seed: int | None = None,
 ) -> None:
     """Run ``call`` on the gradients, laid out as the parameters.
 
@@ -441,12 +458,14 @@ def _take_step(
     that look costs more than the step.
     """
     refusal: RuntimeError | None = None
-    if _reaches_a_kernel([params, grads, *(state for _, state in states), steps, masks]):
+    lists = [params, grads, *(state for _, state in states), steps, masks, masters]
+    if _reaches_a_kernel(lists):
         try:
             return call(grads)
         except RuntimeError as error:
             refusal = error
     aligned = _check_step(params, grads, states, steps, masks, names)
+    _check_half_precision(params, masters, names, rounding_seed)
     if refusal is not None and all(a is b for a, b in zip(aligned, grads, strict=True)):
         raise refusal
     return call(aligned)
@@ -502,6 +521,29 @@ def _check_step(
         if words.numel():
             _check_beside("masks", i, words, param, names)
     return _like(params, grads, "grads", names)
+
+
+def _check_half_precision(
+    params: Sequence[Tensor], masters: Sequence[Tensor], names: Names, rounding_seed: int | None
+) -> None:
+    if rounding_seed is not None:
+        for i, param in enumerate(params):
+            if param.dtype == torch.float16:
+                raise TypeError(
+                    f"params: {_name(i, names)} is float16; stochastic rounding is for bfloat16, "
+                    "keep a master copy instead"
+                )
+    for i, (master, param) in enumerate(zip(masters, params, strict=bool(masters))):
+        if not master.numel():
+            continue
+        expected = param.dtype != torch.float32 and master.dtype == torch.float32
+        if not expected or master.shape != param.shape or not _same_layout(param, master):
+            raise ValueError(
+                f"masters: {_name(i, names)} is {master.dtype} of shape {tuple(master.shape)} and "
+                f"strides {master.stride()}; expected float32 laid out as its fp16 or bf16 "
+                "parameter: torch.empty_like(param, dtype=torch.float32).copy_(param)"
+            )
+        _check_beside("masters", i, master, param, names)
 
 
 def _rate(value: float | Tensor, params: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -13,7 +14,13 @@ from torch.optim.optimizer import ParamsT
 
 from salun_fast import names, ops
 from salun_fast._capture import capturing
-from salun_fast._fused_step import FUSED_CLASSES, STATE_KEYS, adopt_state, fused_step
+from salun_fast._fused_step import (
+    FUSED_CLASSES,
+    STATE_KEYS,
+    HalfPrecision,
+    adopt_state,
+    fused_step,
+)
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
 from salun_fast._measurement import call_after
@@ -38,7 +45,15 @@ from salun_fast._placed_mask import (
     masked_gradient,
     refuse_nonfinite,
 )
-from salun_fast._shards import beside, gathered, is_one_of_several, is_sharded, like, local
+from salun_fast._shards import (
+    beside,
+    first_index,
+    gathered,
+    is_one_of_several,
+    is_sharded,
+    like,
+    local,
+)
 from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
@@ -72,6 +87,11 @@ class SalUnOptimizer(Optimizer):
     ``state``: "dense" is what exists.
     ``freeze``: "exact", or "gradient" to mask gradients only, as SalUn's public code did before
     2026-02-28: weight decay and momentum then move "frozen" weights.
+    ``half_precision``: how fp16 and bf16 parameters take the fp32 results of SGD, Adam and AdamW:
+    rounded to the "nearest"; by way of a "master" copy in fp32, kept in the state as
+    ``master_param``; or, bf16 only, by "stochastic" rounding, which needs no memory and is right
+    on average. Its random bits depend on ``seed``, the step and the weight alone. A master is the
+    parameter: weights that were written behind the optimizer's back are overwritten by it.
     ``error_if_nonfinite``: refuse a step whose gradient is NaN or infinite for a weight that would
     move, naming the parameter, with nothing changed; costs one more pass over the gradients, and
     steps under ``torch.compile`` are not checked. Off, such values spread as in torch.
@@ -95,14 +115,17 @@ class SalUnOptimizer(Optimizer):
         mask: SaliencyMask | None = None,
         state: Literal["dense"] = "dense",
         freeze: Literal["exact", "gradient"] = "exact",
+        half_precision: Literal["nearest", "stochastic", "master"] = "nearest",
+        seed: int = 0,
         error_if_nonfinite: bool = False,
         **defaults: Any,
     ) -> None:
-        check_options(optimizer_class, state, freeze, defaults)
+        check_options(optimizer_class, state, freeze, half_precision, defaults)
         if issubclass(optimizer_class, SalUnOptimizer):
             raise ValueError("optimizer_class is a SalUnOptimizer already; pass the class it wraps")
         self._optimizer_class = optimizer_class
         self._freeze = freeze
+        self._half = HalfPrecision(half_precision, seed)
         self._error_if_nonfinite = error_if_nonfinite
         self._mask: AnyMask | None = None
         self._reset_transient()
@@ -121,6 +144,7 @@ class SalUnOptimizer(Optimizer):
         self._in_backward = False
         self._checks_left = 0
         self._placed = PlacedMask(None)
+        self._origins: dict[str, int] = {}
 
     # --- mask -------------------------------------------------------------------------------------
 
@@ -151,6 +175,7 @@ class SalUnOptimizer(Optimizer):
         self._checks_left = _CHECKED_STEPS if mask is not None else 0
         self._placed = PlacedMask(mask)
         self._placed.place(self._named())
+        self._origins = self._flat_origins()
 
     @contextmanager
     def measure_saliency(
@@ -372,7 +397,21 @@ class SalUnOptimizer(Optimizer):
         words = self._placed.words(name, param)
         if self._dense_steps:
             words = words[:0]
-        return Item(name, local(param), beside(grad, param), words, param)
+        return Item(
+            name, local(param), beside(grad, param), words, param, self._origin(name, param)
+        )
+
+    def _origin(self, name: str, param: Tensor) -> int:
+        """Flat index of the first element here, by which stochastic rounding draws its bits."""
+        if self._half.mode != "stochastic":
+            return 0
+        return self._origins[name] + first_index(param)
+
+    def _flat_origins(self) -> dict[str, int]:
+        """By name: how many weights lie before a parameter, whatever process holds them."""
+        named = list(self._named())
+        ends = accumulate(param.numel() for _, param in named)
+        return {name: end - param.numel() for (name, param), end in zip(named, ends, strict=True)}
 
     def _fused_step(self, work: Work) -> None:
         grad_scale = getattr(self, "grad_scale", None)
@@ -385,7 +424,7 @@ class SalUnOptimizer(Optimizer):
                     for item in items
                 ]
             states = [self.state[item.owner] for item in items]
-            fused_step(group, items, states, grad_scale, found_inf)
+            fused_step(group, items, states, self._half, grad_scale, found_inf)
 
     @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
         reason="SalUnOptimizer fuses SGD, Adam and AdamW; other classes step outside of graphs"
@@ -436,8 +475,9 @@ class SalUnOptimizer(Optimizer):
         self._wrapped.add_param_group(param_group)
         try:
             added = list(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
-            check_group(self.param_groups[-1], added)
+            check_group(self.param_groups[-1], added, self._half.mode)
             self._placed.place(added)
+            self._origins = self._flat_origins()
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
@@ -499,6 +539,8 @@ class SalUnOptimizer(Optimizer):
             for param, key in zip(group["params"], saved["params"], strict=True):
                 if key in loaded["state"]:
                     adopt(self.state[param], loaded["state"][key], param)
+                    if self._half.mode != "master":  # it would grow stale
+                        self.state[param].pop("master_param", None)
         self._put_in_force(loaded["mask"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -506,6 +548,7 @@ class SalUnOptimizer(Optimizer):
             "_wrapped",
             "_optimizer_class",
             "_freeze",
+            "_half",
             "_error_if_nonfinite",
             "_mask",
             "_checks_left",
@@ -521,6 +564,7 @@ class SalUnOptimizer(Optimizer):
         self._wrapped.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._placed = PlacedMask(self._mask)
         self._placed.place(self._named())
+        self._origins = self._flat_origins()
 
     def _share(self) -> None:
         self._wrapped.param_groups, self._wrapped.state = self.param_groups, self.state

@@ -19,6 +19,7 @@ from salun_fast.bits import in_memory_order, pack, unpack, word_count
 _INFINITY_BITS = 0x7F800000
 KEY_MAX = _INFINITY_BITS + 1
 HISTOGRAM_BINS = 2048
+_MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 # Per level: how far a key is shifted to its digit, and to the prefix that fixed the digits above.
 HISTOGRAM_LEVELS = ((21, 32), (10, 21), (0, 10))
 
@@ -94,6 +95,7 @@ def masked_sgd_(
     momentum_buffers: list[Tensor],
     steps: list[Tensor],
     masks: list[Tensor],
+    masters: list[Tensor],
     lr: Tensor,
     momentum: float,
     dampening: float,
@@ -102,17 +104,20 @@ def masked_sgd_(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    origins: list[int],
+    rounding_seed: int | None,
 ) -> None:
     """SGD as ``torch.optim.sgd._single_tensor_sgd``; weights outside the mask keep their bytes."""
     if _skipped(found_inf):
         return
     rate = float(lr)
     for i, param in enumerate(params):
-        p, g = in_memory_order(param), _gradient(grads[i], maximize, grad_scale)
-        weight = p.float()
+        g = _gradient(grads[i], maximize, grad_scale)
+        theta = _Weights(i, param, masters, origins, rounding_seed, float(steps[i]) + 1)
+        weight = theta.value
         if weight_decay != 0:
             g = g.add(weight, alpha=weight_decay)
-        keep = _kept(masks[i], p)
+        keep = _kept(masks[i], weight)
         if momentum != 0:
             buffer = in_memory_order(momentum_buffers[i])
             if float(steps[i]) == 0:
@@ -121,7 +126,7 @@ def masked_sgd_(
                 moved = buffer.mul(momentum).add_(g, alpha=1 - dampening)
             g = g.add(moved, alpha=momentum) if nesterov else moved
             _write(buffer, moved, keep)
-        _write(p, weight.add(g, alpha=-rate), keep)
+        theta.write(weight.add(g, alpha=-rate), keep)
         steps[i] += 1
 
 
@@ -133,6 +138,7 @@ def masked_adam_(
     max_exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
     masks: list[Tensor],
+    masters: list[Tensor],
     lr: Tensor,
     beta1: float,
     beta2: float,
@@ -142,18 +148,21 @@ def masked_adam_(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    origins: list[int],
+    rounding_seed: int | None,
 ) -> None:
     """Adam, AdamW as ``torch.optim.adam._single_tensor_adam``; frozen weights keep their bytes."""
     if _skipped(found_inf):
         return
     rate = float(lr)
     for i, param in enumerate(params):
-        p, g = in_memory_order(param), _gradient(grads[i], maximize, grad_scale)
+        g = _gradient(grads[i], maximize, grad_scale)
         m, v = in_memory_order(exp_avgs[i]), in_memory_order(exp_avg_sqs[i])
-        keep = _kept(masks[i], p)
-        weight = p.float()
         steps[i] += 1
         step = float(steps[i])
+        theta = _Weights(i, param, masters, origins, rounding_seed, step)
+        weight = theta.value
+        keep = _kept(masks[i], weight)
         if weight_decay != 0:
             if decoupled:
                 weight = weight.mul(1 - rate * weight_decay)
@@ -169,7 +178,8 @@ def masked_adam_(
         denominator = (_ieee_sqrt(second) / (1 - beta2**step) ** 0.5).add_(eps)
         _write(m, new_m, keep)
         _write(v, new_v, keep)
-        _write(p, weight.addcdiv(new_m, denominator, value=-(rate / (1 - beta1**step))), keep)
+        moved = weight.addcdiv(new_m, denominator, value=-(rate / (1 - beta1**step)))
+        theta.write(moved, keep)
 
 
 def soft_threshold_(params: list[Tensor], anchors: list[Tensor], k: int) -> Tensor:
@@ -188,6 +198,68 @@ def soft_threshold_(params: list[Tensor], anchors: list[Tensor], k: int) -> Tens
         shrunk = a.float() + torch.copysign(delta.abs() - tau, delta)
         p.copy_(torch.where(delta.abs() > tau, shrunk.to(p.dtype), a))
     return tau
+
+
+class _Weights:
+    """A parameter of a step as fp32 ``value``: of its master copy where it has one."""
+
+    def __init__(
+        self,
+        index: int,
+        param: Tensor,
+        masters: list[Tensor],
+        origins: list[int],
+        rounding_seed: int | None,
+        step: float,
+    ) -> None:
+        self._param = in_memory_order(param)
+        has_master = bool(masters) and masters[index].numel() > 0
+        self._master = in_memory_order(masters[index]) if has_master else None
+        self.value = self._param.float() if self._master is None else self._master.clone()
+        self._rounding = None
+        if rounding_seed is not None and param.dtype == torch.bfloat16:
+            self._rounding = (rounding_seed, step, origins[index])
+
+    def write(self, value: Tensor, keep: Tensor | None) -> None:
+        if self._master is not None:
+            _write(self._master, value, keep)
+        if self._rounding is not None:
+            value = stochastic_bfloat16(value, rounding_bits(value.numel(), *self._rounding))
+        _write(self._param, value, keep)
+
+
+def rounding_bits(count: int, seed: int, step: float, origin: int) -> Tensor:
+    """16 random bits for each of ``count`` weights from flat index ``origin`` on: int64 [count].
+
+    See csrc/rules/rounding.h.
+    """
+    key = _split_mix(_split_mix(seed & _MASK64) ^ int(step))
+    index = torch.arange(origin, origin + count)
+    mixed = _low_bias((index & _MASK32) ^ (key & _MASK32))
+    return _low_bias(mixed ^ (index >> 32 & _MASK32) ^ (key >> 32)) >> 16
+
+
+def stochastic_bfloat16(value: Tensor, random: Tensor) -> Tensor:
+    """fp32 ``value`` up or down to bf16, by the 16 ``random`` bits of each element."""
+    bits = value.view(torch.int32).to(torch.int64) & _MASK32
+    magnitude = bits & 0x7FFFFFFF
+    carried = (bits + torch.where(magnitude < _INFINITY_BITS, random.to(bits.device), 0)) >> 16
+    rounded = torch.where(magnitude > _INFINITY_BITS, 0x7FC0, carried) & 0xFFFF
+    return ((rounded ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)
+
+
+def _split_mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def _low_bias(x: Tensor) -> Tensor:
+    """On int64 that hold 32 bits; products wrap, and their lower bits are right."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
 
 
 def _gradient(grad: Tensor, maximize: bool, grad_scale: Tensor | None) -> Tensor:

@@ -1,14 +1,15 @@
 #include "cpu/loops/loops.h"
 #include "cpu/masks.h"
 #include "cpu/parallel.h"
+#include "cpu/weights.h"
 #include "ops.h"
 
 namespace salun::cpu {
 
 void masked_sgd(std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const SgdOptions& options, double lr,
-                float grad_scale) {
+                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
+                double lr, float grad_scale) {
   const Loops& run = loops();
   bool has_momentum = !momentum_buffers.empty();
   SgdStep step = {
@@ -20,14 +21,15 @@ void masked_sgd(std::span<const Dense> params, std::span<const Dense> grads,
       .grad_scale = grad_scale,
   };
   ChunkPlan(params).for_each([&](const Chunk& c) {
-    const Dense &param = params[c.tensor], &grad = grads[c.tensor];
+    const Dense& grad = grads[c.tensor];
+    Weights weights = weights_at(params, half, c, *steps[c.tensor] + 1.0f);
     float* buffer = nullptr;
     SgdStep mine = step;
     if (has_momentum) {
       buffer = static_cast<float*>(momentum_buffers[c.tensor].at(c.begin));
       mine.mode = *steps[c.tensor] == 0.0f ? Momentum::first : Momentum::running;
     }
-    run.masked_sgd(param.at(c.begin), param.dtype, grad.at(c.begin), grad.dtype, buffer,
+    run.masked_sgd(&weights, grad.at(c.begin), grad.dtype, buffer,
                    words_at(masks[c.tensor], c.begin), c.count, &mine);
   });
   for (float* taken : steps) *taken += 1.0f;

@@ -9,10 +9,12 @@
 //                      the options ask for, so that no weight has to ask again
 #pragma once
 #include <array>
+#include <type_traits>
 
 #include "cuda/group.cuh"
 #include "cuda/scalar.cuh"
 #include "formats.h"
+#include "rules/rounding.h"
 
 namespace salun::cuda {
 
@@ -20,6 +22,8 @@ constexpr int kMaxStates = 3;
 
 struct StepSlot {
   void* param;
+  float* master;    // null without
+  uint64_t origin;  // flat index of the first element
   const void* grad;
   float* states[kMaxStates];  // null where the rule keeps none
   const uint32_t* words;      // null: every weight moves
@@ -33,9 +37,17 @@ struct StepLists {
   std::array<std::span<const Dense>, kMaxStates> states;  // each as long as params, or empty
   std::span<float* const> steps;
   std::span<const Words> masks;
+  const HalfPrecision& half;
 
   StepSlot slot(size_t i) const {
-    StepSlot slot = {params[i].data, grads[i].data, {}, masks[i].data, steps[i], params[i].numel};
+    StepSlot slot = {.param = params[i].data,
+                     .master = half.masters.empty() ? nullptr : half.masters[i],
+                     .origin = half.stochastic ? uint64_t(half.origins[i]) : 0,
+                     .grad = grads[i].data,
+                     .states = {},
+                     .words = masks[i].data,
+                     .step = steps[i],
+                     .numel = params[i].numel};
     for (size_t s = 0; s < kMaxStates; ++s)
       if (!states[s].empty()) slot.states[s] = static_cast<float*>(states[s][i].data);
     return slot;
@@ -65,10 +77,33 @@ __device__ __forceinline__ void load_gradients(const void* grads, int64_t at, in
   }
 }
 
+struct Stochastic {
+  bool on;
+  int64_t seed;
+};
+
+// The weights of a group as fp32: of the master copy where there is one.
+template <class Format>
+__device__ __forceinline__ void load_weights(const StepSlot& slot, int64_t at, int count,
+                                             const typename Format::Raw (&param)[kGroup],
+                                             float (&theta)[kGroup]) {
+  if (slot.master) return load_group(slot.master + at, count, theta);
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) theta[i] = Format::decode(param[i]);
+}
+
+template <class Format>
+__device__ __forceinline__ typename Format::Raw rounded(float theta, const Stochastic& stochastic,
+                                                        RoundingKey key, uint64_t index) {
+  if constexpr (std::is_same_v<Format, BFloat16>)
+    if (stochastic.on) return stochastic_bfloat16(theta, rounding_bits(key, index));
+  return Format::encode(theta);
+}
+
 // A group without a bit is not touched at all: in fp32 that is one memory sector of each array.
 template <class Rule, class ParamFormat, class GradFormat>
 __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
-    masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars,
+    masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
                 const typename Rule::Coefficients* coefficients) {
   using Raw = typename ParamFormat::Raw;
   if (value_of(scalars.found_inf) != 0.0) return;
@@ -76,13 +111,15 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
   for_each_chunk(table, [&](const Chunk& chunk) {
     const StepSlot slot = table.slots[chunk.slot];
     const auto constants = coefficients[chunk.slot];
+    const RoundingKey key = rounding_key(stochastic.seed, *slot.step);
     for_each_group(chunk, [&](int64_t at, int count) {
       uint32_t moving = slot.words ? group_bits(slot.words, at) : first_bits(count);
       if (moving == 0) return;
       Raw param[kGroup];
-      float g[kGroup], states[Rule::kStates][kGroup];
+      float g[kGroup], theta[kGroup], states[Rule::kStates][kGroup];
       auto* memory = static_cast<Raw*>(slot.param) + at;
       load_group(memory, count, param);
+      load_weights<ParamFormat>(slot, at, count, param, theta);
       load_gradients<GradFormat>(slot.grad, at, count, scale, rule.maximize(), g);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)
@@ -91,16 +128,18 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
           if (bit(moving, i) == 0) continue;
-          float theta = ParamFormat::decode(param[i]), own[Rule::kStates];
+          float own[Rule::kStates];
 #pragma unroll
           for (int s = 0; s < Rule::kStates; ++s) own[s] = states[s][i];
-          update(g[i], theta, own);
-          param[i] = ParamFormat::encode(theta);
+          update(g[i], theta[i], own);
+          param[i] =
+              rounded<ParamFormat>(theta[i], stochastic, key, slot.origin + uint64_t(at + i));
 #pragma unroll
           for (int s = 0; s < Rule::kStates; ++s) states[s][i] = own[s];
         }
       });
       store_group(memory, count, param);
+      if (slot.master) store_group(slot.master + at, count, theta);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)
         if (slot.states[s]) store_group(slot.states[s] + at, count, states[s]);
@@ -110,7 +149,7 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
 
 template <class Rule, class ParamFormat, class GradFormat>
 void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const Rule& rule,
-                const StepScalars& scalars) {
+                const StepScalars& scalars, const Stochastic& stochastic) {
   auto table = upload(workspace, slots);
   auto* coefficients = scratch<typename Rule::Coefficients>(workspace, table.count);
   cudaStream_t stream = stream_of(workspace);
@@ -118,7 +157,7 @@ void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const 
          coefficients);
   if (table.chunks == 0) return;
   LAUNCH((masked_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
-         table, rule, scalars, coefficients);
+         table, rule, scalars, stochastic, coefficients);
 }
 
 // Tensors whose dtypes agree go together.
@@ -134,8 +173,8 @@ void step_lists(Workspace& workspace, const StepLists& lists, const Rule& rule,
       if (slots.empty()) continue;
       with_format(param, [&](auto param_format) {
         with_format(grad, [&](auto grad_format) {
-          step_group<Rule, decltype(param_format), decltype(grad_format)>(workspace, slots, rule,
-                                                                          scalars);
+          step_group<Rule, decltype(param_format), decltype(grad_format)>(
+              workspace, slots, rule, scalars, {lists.half.stochastic, lists.half.seed});
         });
       });
     }

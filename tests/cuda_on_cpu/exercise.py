@@ -16,7 +16,7 @@ from salun_fast import ops, reference
 from tests.conftest import awkward_tensors, clones, same_bytes
 from tests.ops import backends
 from tests.ops.placement import moved
-from tests.ops.steps import CASES, gradients, problem
+from tests.ops.steps import CASES, Half, gradients, problem
 
 
 def tied_scores() -> list[Tensor]:
@@ -72,6 +72,27 @@ def masked_step(name: str) -> bool:
     return all(map(same_bytes, ours.tensors(), theirs.tensors()))
 
 
+def half_precision() -> bool:
+    """Both ways of bf16 parameters: a master copy, and stochastic rounding."""
+    held = True
+    for name in ("sgd-nesterov-scaled", "adam-amsgrad-ascent"):
+        case = CASES[name]
+        for stochastic in (False, True):
+            ours = problem(torch.bfloat16, case.states)
+            theirs, half = ours.copy(), Half()
+            if stochastic:
+                half = Half(origins=[(1 << 32) - 9] * len(ours.params), rounding_seed=5)
+            else:
+                half.masters = [t.clone().float() * 1.0001 for t in ours.params]
+            their_half = half.copy()
+            for grads in gradients(torch.bfloat16, 2):
+                case.op(ours, moved(grads), **half.options())
+                case.oracle(theirs, grads, their_half)
+            mine, other = ours.tensors() + half.masters, theirs.tensors() + their_half.masters
+            held &= all(map(same_bytes, mine, other))
+    return held
+
+
 def soft_threshold() -> bool:
     params, anchors = awkward_tensors(torch.bfloat16, 1), awkward_tensors(torch.bfloat16, 2)
     expected = clones(params)
@@ -87,6 +108,7 @@ EXERCISES: dict[str, Callable[[], bool]] = {
     "select_pack": pack,
     "masked_sgd_": lambda: masked_step("sgd-nesterov-scaled"),
     "masked_adam_": lambda: masked_step("adam-amsgrad-ascent"),
+    "half_precision": half_precision,
     "soft_threshold_": soft_threshold,
 }
 

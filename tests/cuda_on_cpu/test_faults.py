@@ -132,6 +132,11 @@ FAULTS = {
         Edit("cuda/masked_step.cuh", "if (bit(moving, i) == 0) continue;", ""),
         "masked_adam_ differs from the reference",
     ),
+    "random bits by the place in a chunk": Fault(
+        "plain", "half_precision", "masked_adam.cu",
+        Edit("cuda/masked_step.cuh", "slot.origin + uint64_t(at + i)", "slot.origin + uint64_t(i)"),
+        "half_precision differs from the reference",
+    ),
     "two threads that share a group": Fault(
         "thread", "soft_threshold_", "soft_threshold.cu",
         Edit("cuda/table.cuh", "int at = int(threadIdx.x) * kGroup;",

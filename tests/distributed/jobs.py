@@ -149,6 +149,20 @@ def step_alike(rank: int, world: int) -> None:
         assert_same(whole, shards, case.name)
 
 
+def round_alike(rank: int, world: int) -> None:
+    """bf16 blocks: masters are sharded, and random bits go by the flat index in the whole."""
+    mesh = mesh_of(world)
+    kept = SaliencyMask.from_dict({name: t > 0.3 for name, t in values(3).items()})
+    for mode in ("master", "stochastic"):
+        for case in FUSED:
+            whole, shards = both(case, mesh, kept, torch.bfloat16, half_precision=mode, seed=3)
+            for step in range(3):
+                for optimizer, spread_over in ((whole, None), (shards, mesh)):
+                    give_gradients(optimizer, step, spread_over)
+                    optimizer.step()
+            assert_same(whole, shards, f"{case.name}, {mode}")
+
+
 def refuse_alike(rank: int, world: int) -> None:
     """A NaN on one process stops all; a frozen one stops none."""
     mesh = mesh_of(world)
@@ -169,10 +183,14 @@ def refuse_alike(rank: int, world: int) -> None:
 
 
 def both(
-    case: Case, mesh: Any, mask: SaliencyMask, **options: Any
+    case: Case,
+    mesh: Any,
+    mask: SaliencyMask,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> tuple[SalUnOptimizer, SalUnOptimizer]:
     """The same optimizer on whole tensors and on blocks."""
-    start = values(0)
+    start = {name: tensor.to(dtype) for name, tensor in values(0).items()}
     whole = [(name, nn.Parameter(tensor.clone())) for name, tensor in start.items()]
     shards = [(name, nn.Parameter(spread(tensor, mesh))) for name, tensor in start.items()]
     return case.salun(whole, mask=mask, **options), case.salun(shards, mask=mask, **options)
@@ -181,7 +199,8 @@ def both(
 def give_gradients(optimizer: SalUnOptimizer, step: int, mesh: Any = None) -> None:
     grads = values(10 + step)
     for name, param in optimizer._named():
-        param.grad = grads[name] if mesh is None else spread(grads[name], mesh)
+        grad = grads[name].to(param.dtype)
+        param.grad = grad if mesh is None else spread(grad, mesh)
 
 
 def assert_same(whole: SalUnOptimizer, shards: SalUnOptimizer, why: str) -> None:

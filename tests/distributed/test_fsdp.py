@@ -27,6 +27,10 @@ def test_ddp_and_fsdp2_measure_what_one_process_measures(world, tmp_path):
     run_ranks(jobs.measure_alike, world, tmp_path)
 
 
+def test_masters_and_random_bits_of_shards_are_those_of_one_process(tmp_path):
+    run_ranks(jobs.round_alike, 3, tmp_path)
+
+
 JOBS = [
     jobs.refuse_alike,
     jobs.mean_without_the_module,

@@ -50,36 +50,56 @@ struct Hyper {
   float grad_scale;
 };
 
+enum class Rounding { nearest, master, stochastic };
+
+// Masters that no half holds, one of them left out; origins on both sides of 2^32.
+scalar::Half some_half(const List& params, Rounding rounding) {
+  scalar::Half half;
+  half.stochastic = rounding == Rounding::stochastic;
+  half.seed = -3;
+  for (size_t t = 0; t < params.size(); ++t) {
+    half.origins.push_back((int64_t(1) << 32) - 20000 + int64_t(t));
+    if (rounding != Rounding::master) continue;
+    half.masters.emplace_back(Dtype::f32, t % 5 == 4 ? 0 : params[t].numel);
+    for (int64_t i = 0; i < half.masters[t].numel; ++i)
+      half.masters[t].set(i, params[t].get(i) * 1.0001f);
+  }
+  return half;
+}
+
 void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
-               const Hyper<SgdOptions>& hyper) {
+               const Hyper<SgdOptions>& hyper, Rounding rounding = Rounding::nearest) {
   List params = random_list(sizes, dtype, 31);
   List buffers = hyper.options.momentum != 0 ? random_list(sizes, Dtype::f32, 32) : List{};
   Masks masks = step_masks(sizes);
   poison_frozen(params, masks);
   List wanted = params, wanted_buffers = buffers;
+  scalar::Half half = some_half(params, rounding), wanted_half = half;
   auto steps = first_steps(sizes.size()), wanted_steps = steps;
   for (uint32_t turn = 0; turn < 2; ++turn) {
     List grads = random_list(sizes, grad_dtype, 33 + turn);
     poison_frozen(grads, masks);
     List untouched = grads;
-    scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, hyper.options, hyper.lr,
-                hyper.grad_scale);
+    scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, wanted_half, hyper.options,
+                hyper.lr, hyper.grad_scale);
     cpu::masked_sgd(dense(params), dense(grads), dense(buffers), pointers(steps), masks.words(),
-                    hyper.options, hyper.lr, hyper.grad_scale);
+                    half.entry(), hyper.options, hyper.lr, hyper.grad_scale);
     expect_same(grads, untouched, at("masked_sgd's gradients", dtype, sizes.size()));
   }
   expect_same(params, wanted, at("masked_sgd", dtype, sizes.size()));
   expect_same(buffers, wanted_buffers, at("masked_sgd's buffers", dtype, sizes.size()));
+  expect_same(half.masters, wanted_half.masters, at("masked_sgd's masters", dtype, sizes.size()));
   expect(steps == wanted_steps, "masked_sgd counts its steps");
 }
 
 void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype, bool amsgrad,
-                const Hyper<AdamOptions>& hyper) {
+                const Hyper<AdamOptions>& hyper, Rounding rounding = Rounding::nearest) {
   List params = random_list(sizes, dtype, 41);
   List firsts = random_list(sizes, Dtype::f32, 42), seconds = zeros_like(params);
   List largests = amsgrad ? zeros_like(params) : List{};
   Masks masks = step_masks(sizes);
   poison_frozen(params, masks);
+  scalar::Half half = some_half(params, rounding), wanted_half = half;
   List wanted = params, wanted_firsts = firsts, wanted_seconds = seconds, wanted_max = largests;
   auto steps = first_steps(sizes.size()), wanted_steps = steps;
   for (uint32_t turn = 0; turn < 2; ++turn) {
@@ -87,12 +107,14 @@ void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype
     poison_frozen(grads, masks);
     List untouched = grads;
     scalar::adam(wanted, grads, wanted_firsts, wanted_seconds, wanted_max, wanted_steps, masks,
-                 hyper.options, hyper.lr, hyper.grad_scale);
+                 wanted_half, hyper.options, hyper.lr, hyper.grad_scale);
     cpu::masked_adam(dense(params), dense(grads), dense(firsts), dense(seconds), dense(largests),
-                     pointers(steps), masks.words(), hyper.options, hyper.lr, hyper.grad_scale);
+                     pointers(steps), masks.words(), half.entry(), hyper.options, hyper.lr,
+                     hyper.grad_scale);
     expect_same(grads, untouched, at("masked_adam's gradients", dtype, sizes.size()));
   }
   expect_same(params, wanted, at("masked_adam", dtype, sizes.size()));
+  expect_same(half.masters, wanted_half.masters, at("masked_adam's masters", dtype, sizes.size()));
   expect_same(firsts, wanted_firsts, at("masked_adam's first moments", dtype, sizes.size()));
   expect_same(seconds, wanted_seconds, at("masked_adam's second moments", dtype, sizes.size()));
   expect_same(largests, wanted_max, at("masked_adam's largest moments", dtype, sizes.size()));
@@ -127,6 +149,11 @@ void step_cases() {
       for (Dtype dtype : kDtypes)
         for (bool amsgrad : {false, true}) check_adam(sizes, dtype, dtype, amsgrad, hyper);
   }
+  for (Rounding rounding : {Rounding::master, Rounding::stochastic}) {
+    check_sgd(kSizes, Dtype::bf16, Dtype::f32, kSgd[2], rounding);
+    check_adam(kSizes, Dtype::bf16, Dtype::bf16, true, kAdam[1], rounding);
+  }
+  check_sgd(kSizes, Dtype::f16, Dtype::f16, kSgd[3], Rounding::master);
   check_sgd(kSizes, Dtype::f32, Dtype::bf16, kSgd[1]);
   check_adam(kSizes, Dtype::bf16, Dtype::f32, false, kAdam[2]);
 }

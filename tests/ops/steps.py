@@ -43,6 +43,25 @@ def random_masks(params: list[Tensor], density: float, seed: int) -> list[Tensor
     return masks
 
 
+@dataclass
+class Half:
+    """How parameters of half precision take results; by default to the nearest."""
+
+    masters: list[Tensor] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    rounding_seed: int | None = None
+
+    def copy(self) -> Half:
+        return Half(clones(self.masters), self.origins, self.rounding_seed)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "masters": self.masters,
+            "origins": self.origins,
+            "rounding_seed": self.rounding_seed,
+        }
+
+
 def problem(dtype: torch.dtype, states: int, density: float = 0.5, seed: int = 0) -> Problem:
     params = awkward_tensors(dtype, seed)
     return Problem(
@@ -77,11 +96,13 @@ class Sgd:
             maximize=self.maximize, grad_scale=_tensor(self.scale), **more,
         )  # fmt: skip
 
-    def oracle(self, p: Problem, grads: list[Tensor]) -> None:
+    def oracle(self, p: Problem, grads: list[Tensor], half: Half | None = None) -> None:
+        half = half or Half()
         reference.masked_sgd_(
-            p.params, grads, p.states[0] if self.momentum else [], p.steps, p.masks,
+            p.params, grads, p.states[0] if self.momentum else [], p.steps, p.masks, half.masters,
             torch.tensor(self.lr, dtype=torch.float64), self.momentum, self.dampening,
             self.weight_decay, self.nesterov, self.maximize, _tensor(self.scale), None,
+            half.origins, half.rounding_seed,
         )  # fmt: skip
 
 
@@ -106,12 +127,14 @@ class Adam:
             **more,
         )  # fmt: skip
 
-    def oracle(self, p: Problem, grads: list[Tensor]) -> None:
+    def oracle(self, p: Problem, grads: list[Tensor], half: Half | None = None) -> None:
+        half = half or Half()
         m, v, v_max = p.states
         reference.masked_adam_(
-            p.params, grads, m, v, v_max if self.amsgrad else [], p.steps, p.masks,
+            p.params, grads, m, v, v_max if self.amsgrad else [], p.steps, p.masks, half.masters,
             torch.tensor(self.lr, dtype=torch.float64), *self.betas, self.eps, self.weight_decay,
-            self.decoupled, self.maximize, _tensor(self.scale), None,
+            self.decoupled, self.maximize, _tensor(self.scale), None, half.origins,
+            half.rounding_seed,
         )  # fmt: skip
 
 

@@ -3,10 +3,21 @@
 // shared by the linker with code that runs on any CPU.
 #pragma once
 #include "ops.h"
+#include "rules/rounding.h"
 
 namespace salun::cpu {
 
 constexpr int64_t kTile = 512;  // elements staged in L1 at a time; a multiple of the word
+
+// Consecutive weights of a parameter, and how they take fp32 results.
+struct Weights {
+  void* data;
+  Dtype dtype;
+  float* master;  // null without
+  bool stochastic;
+  RoundingKey key;
+  uint64_t index;  // flat index of the first
+};
 
 struct SgdStep {
   SgdCoefficients coefficients;
@@ -45,9 +56,9 @@ struct Loops {
   // Bits of keys >= threshold; returns how many keys equal it.
   int64_t (*pack)(const float* scores, int64_t n, uint32_t threshold, bool largest,
                   uint32_t* words);
-  void (*masked_sgd)(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype,
-                     float* buffer, const uint32_t* words, int64_t n, const SgdStep* step);
-  void (*masked_adam)(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype, float* m,
+  void (*masked_sgd)(const Weights* weights, const void* grad, Dtype grad_dtype, float* buffer,
+                     const uint32_t* words, int64_t n, const SgdStep* step);
+  void (*masked_adam)(const Weights* weights, const void* grad, Dtype grad_dtype, float* m,
                       float* v, float* v_max, const uint32_t* words, int64_t n,
                       const AdamStep* step);
   void (*soft_threshold)(void* param, const void* anchor, Dtype dtype, int64_t n, float tau);

@@ -31,20 +31,19 @@ AdamTile pick_adam_tile(Decay decay) {
   }
 }
 
-void masked_adam(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype, float* m,
-                 float* v, float* v_max, const uint32_t* words, int64_t n, const AdamStep* step) {
+void masked_adam(const Weights* weights, const void* grad, Dtype grad_dtype, float* m, float* v,
+                 float* v_max, const uint32_t* words, int64_t n, const AdamStep* step) {
   AdamTile update = v_max ? pick_adam_tile<true>(step->decay) : pick_adam_tile<false>(step->decay);
   float g_tile[kTile], p_tile[kTile];
   for (int64_t at = 0; at < n; at += kTile) {
     int64_t count = n - at < kTile ? n - at : kTile;
     const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
-    void* p_data = advance(param, param_dtype, at);
-    float* p = open_param(p_data, param_dtype, count, p_tile);
+    float* p = open_weights(*weights, at, count, p_tile);
     const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count, step->maximize,
                                    step->grad_scale, g_tile);
     update(step->coefficients, g, p, m + at, v + at, v_max ? v_max + at : nullptr, tile_words,
            count);
-    close_param(p_data, param_dtype, p, tile_words, count);
+    close_weights(*weights, at, p, tile_words, count);
   }
 }
 

@@ -25,7 +25,7 @@ SgdTile pick_sgd_tile(bool nesterov, bool decay) {
   return decay ? sgd_tile<Mode, false, true> : sgd_tile<Mode, false, false>;
 }
 
-void masked_sgd(void* param, Dtype param_dtype, const void* grad, Dtype grad_dtype, float* buffer,
+void masked_sgd(const Weights* weights, const void* grad, Dtype grad_dtype, float* buffer,
                 const uint32_t* words, int64_t n, const SgdStep* step) {
   SgdTile update = step->mode == Momentum::none ? pick_sgd_tile<Momentum::none>(false, step->decay)
                    : step->mode == Momentum::first
@@ -35,12 +35,11 @@ void masked_sgd(void* param, Dtype param_dtype, const void* grad, Dtype grad_dty
   for (int64_t at = 0; at < n; at += kTile) {
     int64_t count = n - at < kTile ? n - at : kTile;
     const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
-    void* p_data = advance(param, param_dtype, at);
-    float* p = open_param(p_data, param_dtype, count, p_tile);
+    float* p = open_weights(*weights, at, count, p_tile);
     const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count, step->maximize,
                                    step->grad_scale, g_tile);
     update(step->coefficients, g, p, buffer ? buffer + at : nullptr, tile_words, count);
-    close_param(p_data, param_dtype, p, tile_words, count);
+    close_weights(*weights, at, p, tile_words, count);
   }
 }
 

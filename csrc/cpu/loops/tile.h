@@ -53,28 +53,43 @@ void for_each_moving_word(const uint32_t* words, int64_t n, Element element) {
   }
 }
 
-// A parameter tile as fp32 values to update in place: the memory itself for fp32.
-float* open_param(void* param, Dtype dtype, int64_t n, float* tile) {
-  return const_cast<float*>(load(param, dtype, n, tile));
+template <class T>
+T* advance(T* data, Dtype dtype, int64_t elements) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<Byte*>(data) + elements * size_of(dtype);
 }
 
-// Writes an updated half tile back at the stored type, where the bit is 1.
-void close_param(void* param, Dtype dtype, const float* tile, const uint32_t* words, int64_t n) {
-  if (dtype == Dtype::f32) return;
-  with_format(dtype, [&](auto format) {
+// `n` weights from `at` as fp32 values to update in place: the memory itself where it is fp32.
+float* open_weights(const Weights& weights, int64_t at, int64_t n, float* tile) {
+  if (weights.master) return weights.master + at;
+  return const_cast<float*>(load(advance(weights.data, weights.dtype, at), weights.dtype, n, tile));
+}
+
+void store_stochastic(const Weights& weights, int64_t at, const float* tile, const uint32_t* words,
+                      int64_t n) {
+  auto* raw = static_cast<uint16_t*>(weights.data) + at;
+  RoundingKey key = weights.key;
+  uint64_t first = weights.index + uint64_t(at);
+  for_each_moving_word(words, n, [=](int64_t i, uint32_t keep) {
+    uint16_t old = raw[i];
+    uint16_t moved = stochastic_bfloat16(tile[i], rounding_bits(key, first + uint64_t(i)));
+    raw[i] = keep ? moved : old;
+  });
+}
+
+// Writes updated half weights at their stored type, where the bit is 1.
+void close_weights(const Weights& weights, int64_t at, const float* tile, const uint32_t* words,
+                   int64_t n) {
+  if (weights.dtype == Dtype::f32) return;
+  if (weights.stochastic) return store_stochastic(weights, at, tile, words, n);
+  with_format(weights.dtype, [&](auto format) {
     using Format = decltype(format);
-    auto* raw = static_cast<typename Format::Raw*>(param);
+    auto* raw = static_cast<typename Format::Raw*>(weights.data) + at;
     for_each_moving_word(words, n, [=](int64_t i, uint32_t keep) {
       typename Format::Raw moved = Format::encode(tile[i]), old = raw[i];
       raw[i] = keep ? moved : old;
     });
   });
-}
-
-template <class T>
-T* advance(T* data, Dtype dtype, int64_t elements) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<Byte*>(data) + elements * size_of(dtype);
 }
 
 }  // namespace
