@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ _DIGEST = "sha256"
 _FORMAT = "format"
 _VERSION = "format_version"
 _REMEDY = "Restore it from a copy or write it again"
+# What looking up, converting and reshaping raise; JSON nested too deeply is a RuntimeError.
+_NOT_UNDERSTOOD = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 PathLike = str | os.PathLike[str]
 
@@ -39,8 +46,9 @@ def atomic_write(path: PathLike, write: Callable[[Path], None]) -> None:
     """Let ``write(temporary)`` make a file beside ``path``, then put it in place in one move.
 
     Readers see the old file or the new one, whole; a process killed at any moment leaves ``path``
-    as it was, at worst with a ``.tmp`` file beside it. Both file and folder are synced. Whatever
-    ``write`` raises passes through, and the temporary file is removed.
+    as it was, at worst with a ``.tmp`` file beside it, which :func:`remove_leftovers` removes. Both
+    file and folder are synced. Whatever ``write`` raises passes through, and the temporary file is
+    removed.
     """
     target = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
     if not target.parent.is_dir():
@@ -57,6 +65,16 @@ def atomic_write(path: PathLike, write: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what killed processes left half written in ``folder``, which none may be writing to.
+
+    Only temporary files of :func:`atomic_write` go; there need not be such a folder.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Replace a text file (UTF-8) in one move."""
 
@@ -64,6 +82,31 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     atomic_write(path, write)
+
+
+def append_json_line(path: PathLike, value: Any) -> None:
+    """Add a line to a file of :func:`read_json_lines`, on disk before this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: PathLike) -> list[Any]:
+    """The values of a file with one JSON value per line; none where there is no such file.
+
+    A last line cut off by a kill is left out. FileFormatError names a line that is no JSON.
+    """
+    if not Path(path).is_file():
+        return []
+    values = []
+    for number, line in enumerate(Path(path).read_bytes().rpartition(b"\n")[0].splitlines(), 1):
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            problem = f"line {number} is not a JSON value ({error})"
+            raise FileFormatError(path, problem, "Mend or remove that line") from error
+    return values
 
 
 def save_tensors(
@@ -97,11 +140,32 @@ def load_tensors(
         raise FileFormatError(path, f"expected a {kind} file, found {what}", "Pass the right file")
     if metadata.pop(_DIGEST, None) != _digest(tensors, metadata):
         raise FileFormatError(path, f"this {kind} file was altered: its checksum does not fit")
-    if metadata.pop(_VERSION) != str(version):
+    if metadata.pop(_VERSION, None) != str(version):
         problem = f"this {kind} file has another format version than {version}"
         raise FileFormatError(path, problem, "Read it with the salun-fast that wrote it, or newer")
     del metadata[_FORMAT]
-    return tensors, {key: json.loads(value) for key, value in metadata.items()}
+    with understood(path):
+        return tensors, {key: json.loads(value) for key, value in metadata.items()}
+
+
+@contextmanager
+def understood(path: PathLike, remedy: str = _REMEDY) -> Iterator[None]:
+    """Taking apart what a file holds: whatever a wrong content raises becomes a FileFormatError."""
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except _NOT_UNDERSTOOD as error:
+        problem = f"its contents contradict its header ({type(error).__name__}: {error})"
+        raise FileFormatError(path, problem, remedy) from error
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file with this metadata came from :func:`save_tensors`.
+
+    Either mark will do: one altered name must not turn it into a file without a checksum.
+    """
+    return not metadata.keys().isdisjoint((_DIGEST, _VERSION))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -243,13 +243,11 @@ class SaliencyMask:
         Raises FileFormatError (a ValueError) for a truncated, altered or foreign file.
         """
         tensors, facts = files.load_tensors(path, kind=_KIND, version=_VERSION)
-        try:
+        with files.understood(path):
             words = {name: tensors.pop(name).view(torch.int32) for name in facts["names"]}
             shapes = dict(zip(facts["names"], facts["shapes"], strict=True))
             mask = cls.from_words(words, shapes, score=facts["score"])
             whole = not tensors and mask.fingerprint == facts["fingerprint"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FileFormatError(path, f"its contents contradict its header ({error})") from error
         if not whole:
             raise FileFormatError(path, "its fingerprint does not fit its contents")
         mask.source = os.fspath(path)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from salun_fast import bits, files, names
-from salun_fast.files import FileFormatError, PathLike
+from salun_fast.files import PathLike
 from salun_fast.mask import SaliencyMask
 from salun_fast.names import Named
 
@@ -247,13 +247,11 @@ class UnlearningPatch:
         Raises FileFormatError (a ValueError) for a truncated, altered or foreign file.
         """
         tensors, facts = files.load_tensors(path, kind=_KIND, version=_VERSION)
-        try:
+        with files.understood(path):
             changes = [_restored(described, tensors) for described in facts["tensors"]]
             numel, model_nbytes = int(facts["numel"]), int(facts["model_nbytes"])
             if tensors:
                 raise ValueError(f"unknown tensor {next(iter(tensors))!r}")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise FileFormatError(path, f"its contents contradict its header ({error})") from error
         return cls(changes, numel=numel, model_nbytes=model_nbytes, source=os.fspath(path))
 
     # --- inner ------------------------------------------------------------------------------------

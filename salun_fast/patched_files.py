@@ -100,7 +100,7 @@ def _open_safetensors(file: Path) -> _Opened:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = dict(opened.metadata() or {})
-            ours = "format_version" in metadata
+            ours = files.is_ours(metadata)
             # Copies: a mapped file must not be written to.
             names = () if ours else opened.keys()
             tensors = {name: opened.get_tensor(name).clone() for name in names}

@@ -99,6 +99,7 @@ class RunFolder:
                 "folder with --out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(self.path)
         if not (resume and self.checkpoint_file.is_file()):
             self.write_config(command, config)
         self.write_metrics(self.metrics() if resume else [])  # drops a line cut off by a kill
@@ -131,17 +132,11 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, on disk before this returns."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_json_line(self.metrics_file, dict(record))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl."""
-        if not self.metrics_file.is_file():
-            return []
-        whole = self.metrics_file.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return files.read_json_lines(self.metrics_file)
 
     def write_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl in one step."""

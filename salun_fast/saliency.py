@@ -379,12 +379,9 @@ class Saliency:
         Raises FileFormatError (a ValueError) for a truncated, altered or foreign file.
         """
         tensors, facts = files.load_tensors(path, kind=_KIND, version=_VERSION)
-        try:
+        with files.understood(path):
             ordered = {name: tensors.pop(name) for name in facts["names"]}
-            score = str(facts["score"])
-            loaded = cls.from_dict(ordered, score=score)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(path, f"its contents contradict its header ({error})") from error
+            loaded = cls.from_dict(ordered, score=str(facts["score"]))
         if tensors:
             raise FileFormatError(path, "it holds tensors that its header does not name")
         return loaded

@@ -50,7 +50,7 @@ def _read_safetensors(file: Path) -> Mapping[str, Tensor]:
     """Our own files with their checksum; others, which have none, as they are."""
     try:
         with safe_open(file, framework="pt") as opened:
-            ours = "format_version" in (opened.metadata() or {})
+            ours = files.is_ours(opened.metadata() or {})
         if ours:
             return files.load_tensors(file, kind=KIND, version=VERSION)[0]
         return dict(load_file(file))

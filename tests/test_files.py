@@ -108,6 +108,45 @@ def test_missing_folder_is_named(tmp_path: Path):
         files.atomic_write(tmp_path / "nowhere" / "file", lambda path: path.write_text("x"))
 
 
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda path: None)  # killed: nobody cleans up
+    with pytest.raises(SystemExit):
+        files.atomic_write(tmp_path / "file", lambda path: (path.touch(), sys.exit()))
+    monkeypatch.undo()
+    (tmp_path / ".folder.0123456789ab.tmp").mkdir()
+    (tmp_path / ".file.tmp").touch()
+    assert len(os.listdir(tmp_path)) == 3
+    files.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".file.tmp", ".folder.0123456789ab.tmp"]
+    files.remove_leftovers(tmp_path / "nowhere")
+
+
+# --- lines of JSON --------------------------------------------------------------------------------
+
+
+def test_appended_lines_come_back_without_one_that_a_kill_cut_off(tmp_path: Path):
+    path = tmp_path / "lines.jsonl"
+    assert files.read_json_lines(path) == []
+    values = [{"loss": 0.5}, ["ä\u2028", None], 3]
+    for value in values:
+        files.append_json_line(path, value)
+    assert files.read_json_lines(path) == values
+    whole = path.read_bytes()
+    for lost in (1, 2):
+        path.write_bytes(whole[:-lost])
+        assert files.read_json_lines(path) == values[:2]
+
+
+@pytest.mark.parametrize("line", [b"{", b"", b"\xff", b"[" * 100_000])
+def test_a_line_that_is_no_json_is_named(tmp_path: Path, line):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"1\n" + line + b"\n2\n")
+    with pytest.raises(
+        FileFormatError, match=r"lines\.jsonl: line 2 is not a JSON value .*Mend or"
+    ):
+        files.read_json_lines(path)
+
+
 # --- save_tensors and load_tensors ----------------------------------------------------------------
 
 

@@ -46,6 +46,15 @@ class _Wrapper(nn.Module):
         self.module = _model()
 
 
+@pytest.mark.parametrize("mark", [b"format_version", b"sha256"])
+def test_a_file_of_ours_with_an_altered_mark_is_still_checked(mark, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(_model(), path)
+    path.write_bytes(path.read_bytes().replace(mark, mark[:-1] + b"_", 1))
+    with pytest.raises(ValueError, match=r"was altered: its checksum does not fit"):
+        load_weights(_model(), path)
+
+
 @pytest.mark.parametrize("bare", [True, False])
 def test_a11_a_model_with_a_prefix_of_its_own_takes_bare_and_prefixed_names(bare, tmp_path):
     model, twin = _Wrapper(), _Wrapper()

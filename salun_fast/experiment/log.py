@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from salun_fast import files
+
 RESULTS = "results.jsonl"
 
 Record = dict[str, Any]
@@ -39,20 +41,13 @@ class Log:
 
     def append(self, record: Record) -> None:
         """One line, on disk before it counts."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_json_line(self.path, record)
         self.records.append(record)
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     """All whole records; a last line cut off by a kill is left out."""
-    path = Path(folder) / RESULTS
-    if not path.is_file():
-        return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    return files.read_json_lines(Path(folder) / RESULTS)
 
 
 def _check_same(found: Record, header: Record, folder: Path, free: Collection[str]) -> None:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from salun_fast import files
+from salun_fast import files, sealed
+from salun_fast.files import FileFormatError
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "last.pt"
+_REMEDY = (
+    "Delete it to start afresh, restore it from a copy, or go on with the salun-fast that wrote it"
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class Checkpoint:
     extra: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Replace ``folder/last.pt`` in one step: a reader finds the old file or the new one."""
+        """Replace ``folder/last.pt`` in one step: a reader finds the old file or the new one.
+
+        What a killed run left half written beside it is removed: each would be as large.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
         content = {
             "format": FORMAT,
             "identity": json.dumps(self.identity),
@@ -41,38 +48,43 @@ class Checkpoint:
             "seconds": self.seconds,
             "extra": self.extra,
         }
-        files.atomic_write(folder / FILE_NAME, lambda path: torch.save(content, path))
+        sealed.save(folder / FILE_NAME, content)
 
 
 def load(folder: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """The last checkpoint of this very run; None if there is none yet.
 
-    Raises ValueError when the file is damaged, or belongs to a run with other settings, model or
-    data (they are named). Nothing but tensors and plain values is unpickled.
+    Raises FileFormatError when the file is truncated, altered, foreign or of another format, and
+    ValueError when it belongs to a run with other settings, model or data (they are named).
+    Nothing is unpickled before its checksum fits, and nothing but tensors and plain values then.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        found = json.loads(content["identity"])
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, expected {FORMAT}")
-        checkpoint = Checkpoint(
-            identity=found,
-            model=content["model"],
-            optimizer=content["optimizer"],
-            history=list(json.loads(content["history"])),
-            seconds=content["seconds"],
-            extra=dict(content["extra"]),
-        )
-    except Exception as error:  # torch.load raises many kinds on damaged files
-        raise ValueError(
-            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {error}); delete "
-            "it to start afresh"
-        ) from error
-    _check_same_run(path, found, identity)
+    content = sealed.load(path, "checkpoint", _REMEDY)
+    _check_format(path, content)
+    with files.understood(path, _REMEDY):
+        checkpoint = _restored(content)
+    _check_same_run(path, checkpoint.identity, identity)
     return checkpoint
+
+
+def _check_format(path: Path, content: Any) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int) or found != FORMAT:
+        problem = f"this checkpoint has format {found!r}, expected {FORMAT}"
+        raise FileFormatError(path, problem, _REMEDY)
+
+
+def _restored(content: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        identity=dict(json.loads(content["identity"])),
+        model=dict(content["model"]),
+        optimizer=dict(content["optimizer"]),
+        history=list(json.loads(content["history"])),
+        seconds=dict(content["seconds"]),
+        extra=dict(content["extra"]),
+    )
 
 
 def _check_same_run(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -74,7 +74,10 @@ def test_run_stopped_after_an_epoch_resumes_to_the_same_bits(
     assert stopped.exit_code == 130
     assert "--resume" in stopped.output
     assert not (folder / "model.safetensors").exists()
+    stale = folder / ".model.safetensors.0123456789ab.tmp"
+    stale.write_bytes(b"half of a model")
     fine("unlearn", "--resume", "--out", folder)
+    assert not stale.exists()
     ours, theirs = (load_file(f / "model.safetensors") for f in (folder, unlearned))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [line["kind"] for line in RunFolder(folder).metrics()] == ["epoch"] * 2 + ["run"] * 2

@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(finished, tmp_path):
     content = (finished / "checkpoints" / "last.pt").read_bytes()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="is damaged or foreign"):
+    with pytest.raises(ValueError, match="is truncated, altered or foreign"):
         ddpm(class_unet(), run_dir=tmp_path, resume=True)
 
 

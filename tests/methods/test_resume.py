@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from salun_fast import sealed
+from salun_fast.files import FileFormatError
 from salun_fast.methods import METHODS, train_classifier, unlearn_classifier
 from tests.methods.tiny import same_weights
 
@@ -92,19 +94,44 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(
         unlearn_classifier(model, retain, retain, **arguments, **quick)
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "foreign"])
+def _sealed(path, **changes):
+    sealed.save(path, torch.load(path, weights_only=True) | changes)
+
+
+DAMAGE = {
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is truncated, altered or"),
+    "altered": (lambda path: path.write_bytes(b"\0" + path.read_bytes()[1:]), "was altered"),
+    "foreign": (lambda path: path.write_text("not a checkpoint"), "is truncated, altered or for"),
+    "older": (lambda path: torch.save({"format": 2}, path), "has no checksum: an older salun-fast"),
+    "newer": (lambda path: _sealed(path, format=4), "has format 4, expected 3"),
+    "odd format": (lambda path: _sealed(path, format=torch.ones(2)), "has format tensor"),
+    "no dict": (lambda path: sealed.save(path, [3]), "has format None"),
+    "odd identity": (lambda path: _sealed(path, identity="[3]"), "contents contradict its header"),
+    "no model": (lambda path: _sealed(path, model=None), "contents contradict its header"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_one_clear_error(damage, model, forget, retain, quick, tmp_path):
     unlearn_classifier(model, forget, retain, run_dir=tmp_path, **quick)
     path = tmp_path / "checkpoints" / "last.pt"
-    content = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "altered":
-        path.write_bytes(b"\0" * 200 + content[200:])
-    else:
-        torch.save({"epoch": 3}, path)
-    with pytest.raises(ValueError, match="is damaged or foreign"):
+    alter, message = DAMAGE[damage]
+    alter(path)
+    with pytest.raises(FileFormatError, match=rf"last\.pt: .*{message}.*\. Delete it to start afr"):
         unlearn_classifier(model, forget, retain, run_dir=tmp_path, resume=True, **quick)
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(
+    model, forget, retain, quick, tmp_path
+):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".last.pt.0123456789ab.tmp").write_bytes(b"half of a checkpoint")
+    for own in ("notes.tmp", ".hidden.tmp", ".a.0123456789ab.tmp.bak"):
+        (folder / own).touch()
+    unlearn_classifier(model, forget, retain, run_dir=tmp_path, resume=True, **quick)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"last.pt", "notes.tmp", ".hidden.tmp", ".a.0123456789ab.tmp.bak"}
 
 
 def test_checkpoints_hold_no_pickled_code(model, forget, retain, quick, tmp_path):
