@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from salun_fast import files
 from salun_fast.files import PathLike
-from salun_fast.weights import KIND, VERSION, WRAPPERS
+from salun_fast.weights import KIND, VERSION, read_torch
 
 _STEM = "diffusion_pytorch_model"
 _IN_PYTHON = (
@@ -128,17 +126,7 @@ def _open_ours(file: Path) -> _Opened:
 
 def _open_torch(file: Path) -> _Opened:
     """A state dict, or a checkpoint around one, of which all else is kept."""
-    try:
-        content: Any = torch.load(file, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"weights file {file} cannot be read as a state dict: {reason}") from error
-    state = content
-    for key in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f"weights file {file} must hold a state dict of tensors")
+    content, state = read_torch(file)
 
     def write(path: Path) -> None:
         files.atomic_write(path, lambda temporary: torch.save(content, temporary))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,23 @@ def _read_safetensors(file: Path) -> Mapping[str, Tensor]:
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
+    return _read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)[1]
+
+
+def read_torch(file: Path) -> tuple[Any, Mapping[str, Tensor]]:
+    """All that a torch file holds, on the CPU, and the state dict in it; no code in it is run.
+
+    Raises ValueError where it is damaged or holds something else.
+    """
     try:
         content: Any = torch.load(file, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # foreign bytes raise a dozen types in torch.load
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"weights file {file} cannot be read as a state dict: {reason}") from error
+    state = content
     for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ValueError(f"weights file {file} must hold a state dict of tensors")
-    return content
+    return content, state
