@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.half_precision import drift
 from salun_fast.mask import SaliencyMask
 from salun_fast.optimizer import SalUnOptimizer
 from tests.conftest import clones, same_bytes
@@ -187,27 +188,12 @@ def test_seeds_differ_and_repeat():
 
 
 def test_a_bf16_run_whose_updates_are_below_half_an_ulp():
-    """docs/mixed-precision.md: nearest stalls, master copy and stochastic rounding follow fp32."""
+    """Nearest rounding stalls; a master copy and stochastic rounding follow fp32."""
     found = drift(steps=2000)
     assert found["nearest"] == 1.0
     assert abs(found["fp32"] - 0.8) < 1e-3
     assert abs(found["master"] - found["fp32"]) < 2**-8
     assert abs(found["stochastic"] - found["fp32"]) < 2e-3
-
-
-def drift(steps: int) -> dict[str, float]:
-    """Mean of 4,096 weights of 1.0 that go down by 1e-4 a step; an ulp below 1 is 2^-8."""
-    found = {}
-    for mode in ("fp32", *MODES):
-        dtype = torch.float32 if mode == "fp32" else torch.bfloat16
-        weight = nn.Parameter(torch.ones(4096, dtype=dtype))
-        options = {} if mode == "fp32" else {"half_precision": mode}
-        optimizer = SalUnOptimizer([weight], torch.optim.SGD, lr=1e-4, **options)
-        weight.grad = torch.ones_like(weight)
-        for _ in range(steps):
-            optimizer.step()
-        found[mode] = float(weight.detach().double().mean())
-    return found
 
 
 @pytest.mark.parametrize("mode", ["master", "stochastic"])
