@@ -62,6 +62,18 @@ def check_options(
         )
 
 
+def check_names(group: dict[str, Any]) -> None:
+    """A name for each parameter, or none for all."""
+    names_given, params = group.get("param_names"), group["params"]
+    if names_given and params and len(names_given) != len(params):
+        raise ValueError(
+            f"a parameter group has {len(params)} parameters and {len(names_given)} param_names: "
+            "expected as many. ZeroRedundancyOptimizer takes parameters out of groups; give it one "
+            "group per parameter: [{'params': [p], 'param_names': [n]} for n, p in "
+            "model.named_parameters()]"
+        )
+
+
 def check_group(
     group: dict[str, Any], named: list[tuple[str, Tensor]], half_precision: str
 ) -> None:

@@ -45,7 +45,7 @@ class PlacedMask:
     def __init__(self, mask: SaliencyMask | ShardedMask | None) -> None:
         self._mask = mask
         self._entries: dict[str, str] = {}  # a parameter's name -> the mask's
-        self._dense: set[str] = set()  # names without words, as the user let them be
+        self._dense: dict[str, tuple[int, ...]] = {}  # shapes of what the user let move as a whole
         self._places: dict[Tensor, _Place] = {}
 
     def place(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -53,7 +53,8 @@ class PlacedMask:
         pairs = list(named)
         if self._mask is not None:
             self._entries.update(names.match([name for name, _ in pairs], self._mask.shapes))
-            self._dense |= {name for name, param in pairs if not self._covers(name, param)}
+            free = [(name, param) for name, param in pairs if not self._covers(name, param)]
+            self._dense.update((name, tuple(param.shape)) for name, param in free)
         for name, param in pairs:
             self.words(name, param)
 
@@ -74,11 +75,14 @@ class PlacedMask:
 
     def _admit(self, name: str, param: Tensor) -> None:
         """A parameter that was not here when the mask was placed must not move as a whole."""
-        if self._mask is not None and name not in self._dense and not self._covers(name, param):
-            entry = self._entries.get(name)
-            expected = self._mask.shapes[entry] if entry else "no such parameter"
+        shape = tuple(param.shape)
+        known = self._dense.get(name) == shape or self._covers(name, param)
+        if self._mask is not None and not known:
+            entry = self._entries.get(name, "")
+            masked = self._mask.shapes.get(entry, "no such parameter")
+            expected = self._dense.get(name, masked)
             raise MaskMismatchError(
-                f"a parameter group now holds a tensor of shape {tuple(param.shape)} as '{name}', "
+                f"a parameter group now holds a tensor of shape {shape} as '{name}', "
                 f"for which the mask was set with {expected}: something replaced the parameters "
                 "(DeepSpeed ZeRO and FSDP1 flatten them), and the mask cannot act. Use FSDP2 "
                 "(fully_shard), or DDP"

@@ -28,6 +28,7 @@ from salun_fast._optimizer_checks import (
     check_gradient,
     check_group,
     check_mask,
+    check_names,
     check_options,
 )
 from salun_fast._optimizer_state import (
@@ -474,6 +475,7 @@ class SalUnOptimizer(Optimizer):
         self._share()
         self._wrapped.add_param_group(param_group)
         try:
+            check_names(self.param_groups[-1])
             added = list(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
             check_group(self.param_groups[-1], added, self._half.mode)
             self._placed.place(added)
