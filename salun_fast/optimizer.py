@@ -55,6 +55,7 @@ from salun_fast._shards import (
     like,
     local,
 )
+from salun_fast._stand_in import on_the_wrapped_one
 from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
@@ -81,8 +82,9 @@ class SalUnOptimizer(Optimizer):
     ``optimizer_class``, ``defaults``: the class and its keyword arguments, validated by the class
     itself. SGD, Adam and AdamW run fused, in one pass over memory, with fp32 state for fp16 and
     bf16 parameters; ``foreach``, ``fused`` and ``capturable``, where the class has them, are
-    accepted and change nothing. Every other class, and fp64 parameters, run through
-    ``_general_step``, where these options are the wrapped step's own.
+    accepted and change nothing, save that under ``fused=False`` a ``GradScaler`` unscales and skips
+    by itself, as Lightning wants of optimizers whose gradients it clips. Every other class, and
+    fp64 parameters, run through ``_general_step``, where these options are the wrapped step's own.
     ``mask``: a :class:`SaliencyMask`, or None for the wrapped optimizer as it is. A parameter
     without an entry in the mask moves as a whole.
     ``state``: "dense" is what exists.
@@ -155,6 +157,7 @@ class SalUnOptimizer(Optimizer):
         :class:`~salun_fast.distributed.ShardedMask`: each process has the bits of its blocks."""
         return self._mask
 
+    @on_the_wrapped_one
     def set_mask(self, mask: SaliencyMask | ShardedMask | None, *, strict: bool = True) -> None:
         """Freeze what ``mask`` leaves out, from the next step on; None frees every weight.
 
@@ -178,6 +181,7 @@ class SalUnOptimizer(Optimizer):
         self._placed.place(self._named())
         self._origins = self._flat_origins()
 
+    @on_the_wrapped_one
     @contextmanager
     def measure_saliency(
         self,
@@ -203,6 +207,7 @@ class SalUnOptimizer(Optimizer):
             self._measuring = False
         self.saliency = saliency
 
+    @on_the_wrapped_one
     def select(
         self, density: float, *, group: ProcessGroup | None = None, **options: Any
     ) -> SaliencyMask | ShardedMask:
@@ -229,6 +234,7 @@ class SalUnOptimizer(Optimizer):
         self.set_mask(mask)
         return mask
 
+    @on_the_wrapped_one
     @contextmanager
     def unmasked(self) -> Iterator[None]:
         """Steps inside are dense; afterwards frozen weights keep the values they then have."""
@@ -308,6 +314,7 @@ class SalUnOptimizer(Optimizer):
                 elif param.grad is not None:
                     param.grad.zero_()
 
+    @on_the_wrapped_one
     @contextmanager
     def step_in_backward(self) -> Iterator[None]:
         """Within, every parameter moves as soon as ``backward()`` has completed its gradient, which
@@ -365,7 +372,7 @@ class SalUnOptimizer(Optimizer):
         if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
         witness = self._witness(work)
-        if self._step_supports_amp_scaling:
+        if self._runs_fused:
             self._fused_step(work)
         else:
             self._general_step(work)
@@ -374,11 +381,16 @@ class SalUnOptimizer(Optimizer):
             self._checks_left = 0 if witness.expects_change else self._checks_left - 1
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Whether ``GradScaler`` leaves unscaling and skipping to ``step``: on the fused path."""
+    def _runs_fused(self) -> bool:
         return self._optimizer_class in FUSED_CLASSES and all(
             param.dtype in ops.FLOATS for group in self.param_groups for param in group["params"]
         )
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether ``GradScaler`` leaves unscaling and skipping to ``step``: on the fused path,
+        unless ``fused=False`` asks it to unscale first, as Lightning must before it clips."""
+        return self._runs_fused and all(g.get("fused") is not False for g in self.param_groups)
 
     def _collect(self) -> Work:
         """Per group the parameters that have a gradient; all are checked before any is stepped."""
@@ -502,6 +514,7 @@ class SalUnOptimizer(Optimizer):
         finally:
             handle.remove()
 
+    @on_the_wrapped_one
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class, mask included, or of the wrapped torch class.
 
@@ -512,7 +525,7 @@ class SalUnOptimizer(Optimizer):
 
         def check(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             named = [list(_named_in(i, group)) for i, group in enumerate(self.param_groups)]
-            keys = STATE_KEYS if self._step_supports_amp_scaling else ()
+            keys = STATE_KEYS if self._runs_fused else ()
             mask, cleaned = checked_state(incoming, named, keys, self._mask)
             if mask is not None:
                 # Groups that were added without an entry in the mask stay dense.
@@ -536,7 +549,7 @@ class SalUnOptimizer(Optimizer):
                 handle.remove()
 
     def _adopt(self, loaded: dict[str, Any]) -> None:
-        adopt = adopt_state if self._step_supports_amp_scaling else adopt_counters
+        adopt = adopt_state if self._runs_fused else adopt_counters
         for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
             for param, key in zip(group["params"], saved["params"], strict=True):
                 if key in loaded["state"]:
