@@ -68,7 +68,8 @@ def trained(data: Data) -> Net:
 
 
 class Result(NamedTuple):
-    """Accuracies in percent, before and after; how many weights were frozen, and changed still."""
+    """Shares of right answers in percent, before and after; how many weights were frozen, and
+    changed still."""
 
     forget: tuple[float, float]
     retain: tuple[float, float]
@@ -77,21 +78,31 @@ class Result(NamedTuple):
     mask: SaliencyMask
 
 
-def report(data: Data, before: Net, after: nn.Module, mask: SaliencyMask) -> Result:
+def report(data: Data, before: nn.Module, after: nn.Module, mask: SaliencyMask) -> Result:
     """Print what became of the network: two whole models of one process, and the whole mask."""
+
+    def right(model: nn.Module) -> tuple[float, float]:
+        return accuracy(model, data.forget), accuracy(model, data.retain)
+
+    return compare(right(before), right(after), before, after, mask)
+
+
+def compare(
+    right_before: tuple[float, float],
+    right_after: tuple[float, float],
+    before: nn.Module,
+    after: nn.Module,
+    mask: SaliencyMask,
+) -> Result:
+    """As ``report``, given the shares of right answers on the forget data and on the rest."""
     changed = sum(
-        int(((new.view(torch.int32) != old.view(torch.int32)) & ~mask[name]).sum())
+        int(((new.view(torch.int32) != old.view(torch.int32)) & ~mask[name].cpu()).sum())
         for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
     )
-    result = Result(
-        (accuracy(before, data.forget), accuracy(after, data.forget)),
-        (accuracy(before, data.retain), accuracy(after, data.retain)),
-        mask.numel - mask.count,
-        changed,
-        mask,
-    )
+    forget, retain = zip(right_before, right_after, strict=True)
+    result = Result(forget, retain, mask.numel - mask.count, changed, mask)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        show(f"digit {FORGET}", result.forget)
+        show("to forget", result.forget)
         show("all others", result.retain)
         print(f"{result.frozen} weights were frozen, {result.frozen_changed} of them changed")
     return result

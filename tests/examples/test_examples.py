@@ -34,6 +34,8 @@ RUNS = {
     "compiled_step": Run(settings=("trace_autograd_ops",), arguments={"backend": "aot_eager"}),
     "ddp": Run(ranks=2),
     "fsdp2": Run(ranks=2, folder=True),
+    "lightning_module": Run(folder=True),
+    "transformers_trainer": Run(folder=True),
 }
 
 
