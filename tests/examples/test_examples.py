@@ -20,10 +20,12 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 class Run(NamedTuple):
     """How to call an example's ``main``. ranks: 0 where it runs in this process; folder: whether
-    it wants one to write to; settings: of torch._dynamo, which older versions of torch lack."""
+    it wants one to write to; checkpoint: what it leaves there and goes on from, mask included;
+    settings: of torch._dynamo, which older versions of torch lack."""
 
     ranks: int = 0
     folder: bool = False
+    checkpoint: str = ""
     settings: tuple[str, ...] = ()
     arguments: dict[str, Any] = {}  # noqa: RUF012 - never written
 
@@ -34,8 +36,8 @@ RUNS = {
     "compiled_step": Run(settings=("trace_autograd_ops",), arguments={"backend": "aot_eager"}),
     "ddp": Run(ranks=2),
     "fsdp2": Run(ranks=2, folder=True),
-    "lightning_module": Run(folder=True),
-    "transformers_trainer": Run(folder=True),
+    "lightning_module": Run(folder=True, checkpoint="epoch=1.ckpt"),
+    "transformers_trainer": Run(folder=True, checkpoint="checkpoint-20"),
 }
 
 
@@ -53,6 +55,9 @@ def test_an_example_forgets_and_keeps_frozen_weights(name, tmp_path, alone):
         results = run_ranks(main_of, run.ranks, tmp_path, name, arguments)
     else:
         results = [main_of(0, 1, name, arguments)]
+    if run.checkpoint:
+        arguments["resume_from"] = arguments["folder"] / run.checkpoint
+        results.append(main_of(0, 1, name, arguments))
     for result in results:
         assert result.forget[0] > 80
         assert result.forget[1] < 20
