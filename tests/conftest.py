@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +43,14 @@ def same_bytes(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and torch.equal(
         left.detach().contiguous().view(kind), right.detach().contiguous().view(kind)
     )
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is such a place: a disk is slow where each file is synced."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,47 +50,6 @@ def test_failing_write_keeps_the_old_file_and_passes_its_error_on(tmp_path: Path
         files.atomic_write(target, write)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from salun_fast import files
-moment, target = sys.argv[1], Path(sys.argv[2])
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-syncs = []
-real_sync, real_replace = os.fsync, Path.replace
-def fsync(descriptor):
-    syncs.append(descriptor)
-    if moment == f"sync {len(syncs)}":
-        die()
-    real_sync(descriptor)
-os.fsync = fsync
-if moment == "rename":
-    Path.replace = die
-def write(path):
-    with path.open("w") as file:
-        file.write("n" * 10_000)
-        file.flush()
-        if moment == "write":
-            die()
-        file.write("w" * 10_000)
-files.atomic_write(target, write)
-"""
-
-
-@pytest.mark.parametrize(
-    ("moment", "survives"),
-    [("write", "old"), ("sync 1", "old"), ("rename", "old"), ("sync 2", "new"), ("never", "new")],
-)
-def test_process_killed_at_any_moment_never_leaves_half_a_file(tmp_path: Path, moment, survives):
-    target = tmp_path / "file"
-    target.write_text("old")
-    ended = subprocess.run([sys.executable, "-c", KILLED, moment, str(target)], check=False)
-    assert ended.returncode == (0 if moment == "never" else -signal.SIGKILL)
-    whole = {"old": "old", "new": "n" * 10_000 + "w" * 10_000}
-    assert target.read_text() == whole[survives]
 
 
 def test_link_keeps_pointing_to_the_file_it_names(tmp_path: Path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import struct
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from salun_fast.methods import checkpoint
 from salun_fast.weights import load_weights, save_weights
 from tests import fuzz
 from tests.hostile import Claim, Touch, resealed
+from tests.told import told
 
 SEED = 20_231_019
 DAMAGED, SIGNED = 2_000, 500  # files of each kind: of masks, scores, patches, checkpoints 10,000
@@ -38,7 +38,7 @@ IDENTITY = {"method": "salun", "seed": 3}
 
 @dataclass(frozen=True)
 class Kind:
-    """write(path) makes a good file. read(path) gives all that is in it, as :func:`told` says.
+    """write(path) makes a good file. read(path) gives all that is in it, as :func:`told` puts it.
     Without a checksum of its own (checked=False) a file may be read with other content. facts:
     a safetensors file's kind, to write it with others under a checksum that fits."""
 
@@ -47,17 +47,6 @@ class Kind:
     name: str = "file.safetensors"
     checked: bool = True
     facts: str | None = None
-
-
-def told(value: Any) -> Any:
-    """Plain values that are equal exactly where the values are, to the bit."""
-    if isinstance(value, Tensor):
-        return str(value.dtype), tuple(value.shape), bytes(files.bytes_of(value))
-    if isinstance(value, Mapping):
-        return [(key, told(part)) for key, part in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [told(part) for part in value]
-    return repr(value)
 
 
 def scores() -> Saliency:
@@ -138,11 +127,8 @@ KINDS = {
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory where there is such a place: a disk is slow at writing one file over and over."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
+def folder(memory_folder: Path) -> Path:
+    return memory_folder
 
 
 @pytest.fixture(autouse=True)
