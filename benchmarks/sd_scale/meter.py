@@ -79,7 +79,7 @@ class Meter:
         self, phase: str, call: Callable[[], T], *, rounds: int = 1, sorts: bool = False
     ) -> T:
         """The median of ``rounds`` calls."""
-        _give_back()
+        give_back()
         times = []
         with PeakMemory(torch.device("cpu")) as peak:
             for _ in range(rounds):
@@ -118,7 +118,7 @@ class Meter:
         )
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Free memory to the system, which would else count into the next phase's peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it

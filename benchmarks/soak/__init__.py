@@ -1,0 +1,1 @@
+"""A long run of masked steps, whose memory must stay flat."""
