@@ -18,12 +18,11 @@ import pytest
 
 from salun_fast import sealed
 from tests import lives
-from tests.told import told
+from tests.told import told_checkpoint
 
 OUTSIDE, INSIDE = 13, 12  # kills of each run: at any time, and within the writing of a checkpoint
 PER_FOLDER = 6  # then the run may end, and another begins
 MOST_LIVES = 200
-TIMES = {"seconds", "images_per_second"}  # all that may differ
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows does not fork")
 
@@ -118,24 +117,17 @@ class Run:
         found = sorted(home.iterdir()) if home.is_dir() else []
         return sorted(found, key=lambda path: path.name != "last.pt")
 
-    def last(self) -> dict[str, Any]:
-        """The content of the last checkpoint, every byte of it checked."""
-        content: dict[str, Any] = sealed.load(self.files[0], "checkpoint", "")
-        return content | {"history": json.loads(content["history"])}
-
     def progress(self) -> int:
-        """Records in the last checkpoint, which must be whole; 0 if there is none."""
+        """Records in the last checkpoint, every byte of which must be right; 0 if there is none."""
         there = [path.name for path in self.files][:1] == ["last.pt"]
-        return len(self.last()["history"]) if there else 0
+        return (
+            len(json.loads(sealed.load(self.files[0], "checkpoint", "")["history"])) if there else 0
+        )
 
     def outcome(self) -> Any:
-        """All that a finished run left but how long things took, to the bit."""
+        """All that a finished run left, to the bit."""
         assert [path.name for path in self.files] == ["last.pt"]
-        content = self.last()
-        for record in content["history"]:
-            for name in TIMES & record.keys():
-                del record[name]
-        return told(content | {"seconds": sorted(content["seconds"])})
+        return told_checkpoint(self.folder)
 
 
 def runs(server: Any, name: str, home: Path) -> Iterator[Run]:

@@ -20,6 +20,7 @@ from tests.diffusion.tiny import (
     pictures,
     text_pipeline,
 )
+from tests.told import told_checkpoint
 
 STEPS = 5  # checkpoints after 2, 4 and 5
 COMMON = {
@@ -104,7 +105,7 @@ def assert_same_run(found, expected):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(case, tmp_path):
     method, build, options = CASES[case]
     given = build()
-    whole = method(given, **options)
+    whole = method(given, run_dir=tmp_path / "whole", **options)
     for step in (3, 5):
         folder = tmp_path / str(step)
         with pytest.raises(Killed):
@@ -112,6 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(case, tmp_path):
         torch.manual_seed(99)  # a fresh process has other generators
         resumed = method(given, run_dir=folder, resume=True, **options)
         assert_same_run(resumed, whole)
+        assert told_checkpoint(folder) == told_checkpoint(tmp_path / "whole")
         assert resumed.mask == whole.mask
         assert resumed.certificate == whole.certificate
 
@@ -128,16 +130,17 @@ def test_resume_without_a_checkpoint_starts_afresh(tmp_path):
 def test_training_resumes_bit_for_bit(tmp_path):
     options = {"ema_decay": 0.9, "gradient_accumulation": 2}
     given = class_unet(dropout=0.1)
-    whole = train(given, **options)
+    whole = train(given, run_dir=tmp_path / "whole", **options)
 
     def kill(record):
         if record.step == 4:
             raise Killed
 
     with pytest.raises(Killed):
-        train(given, run_dir=tmp_path, on_step=kill, **options)
-    resumed = train(given, run_dir=tmp_path, resume=True, **options)
+        train(given, run_dir=tmp_path / "killed", on_step=kill, **options)
+    resumed = train(given, run_dir=tmp_path / "killed", resume=True, **options)
     assert_same_run(resumed, whole)
+    assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
 
 
 def test_every_snapshot_is_taken_though_the_run_was_killed_in_one(tmp_path):

@@ -7,6 +7,7 @@ from salun_fast import sealed
 from salun_fast.files import FileFormatError
 from salun_fast.methods import METHODS, train_classifier, unlearn_classifier
 from tests.methods.tiny import same_weights
+from tests.told import told_checkpoint
 
 
 class Killed(Exception):
@@ -36,36 +37,47 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     method, extra, epoch, model, forget, retain, tmp_path
 ):
     settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "progress": False, "seed": 3} | extra
-    whole = unlearn_classifier(model, forget, retain, method=method, **settings)
-    with pytest.raises(Killed):
-        unlearn_classifier(
-            model,
-            forget,
-            retain,
-            method=method,
-            run_dir=tmp_path,
-            on_epoch=kill_after(epoch),
-            **settings,
+
+    def run(folder, **more):
+        return unlearn_classifier(
+            model, forget, retain, method=method, run_dir=tmp_path / folder, **settings | more
         )
+
+    whole = run("whole")
+    with pytest.raises(Killed):
+        run("killed", on_epoch=kill_after(epoch))
     torch.manual_seed(99)  # a fresh process has other generators
-    resumed = unlearn_classifier(
-        model, forget, retain, method=method, run_dir=tmp_path, resume=True, **settings
-    )
+    resumed = run("killed", resume=True)
     assert same_weights(whole.model, resumed.model)
-    assert [r.loss for r in whole.history] == [r.loss for r in resumed.history]
-    assert [r.ua for r in whole.history] == [r.ua for r in resumed.history]
-    if whole.mask is not None:
-        assert whole.mask.fingerprint == resumed.mask.fingerprint
-        assert resumed.certificate == whole.certificate
+    assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
+    assert resumed.mask == whole.mask
+    assert resumed.certificate == whole.certificate
+
+
+def test_a_run_with_a_given_mask_resumes_with_it(model, forget, retain, quick, tmp_path):
+    mask = unlearn_classifier(model, forget, retain, method="random_mask", **quick).mask
+    arguments = {"mask": mask, "method": "ft"} | quick
+    whole = unlearn_classifier(model, forget, retain, run_dir=tmp_path / "whole", **arguments)
+    killed = {"run_dir": tmp_path / "killed"} | arguments
+    with pytest.raises(Killed):
+        unlearn_classifier(model, forget, retain, on_epoch=kill_after(1), **killed)
+    resumed = unlearn_classifier(model, forget, retain, resume=True, **killed)
+    assert resumed.mask == whole.mask == mask
+    assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
+    with pytest.raises(ValueError, match="another run: given_mask was"):
+        unlearn_classifier(model, forget, retain, resume=True, **killed | {"mask": ~mask})
 
 
 def test_training_resumes_bit_for_bit(model, retain, tmp_path):
     settings = {"epochs": 3, "batch_size": 16, "progress": False}
-    whole = train_classifier(model, retain, **settings)
+    whole = train_classifier(model, retain, run_dir=tmp_path / "whole", **settings)
+    killed = {"run_dir": tmp_path / "killed"} | settings
     with pytest.raises(Killed):
-        train_classifier(model, retain, run_dir=tmp_path, on_epoch=kill_after(2), **settings)
-    resumed = train_classifier(model, retain, run_dir=tmp_path, resume=True, **settings)
+        train_classifier(model, retain, on_epoch=kill_after(2), **killed)
+    torch.manual_seed(99)
+    resumed = train_classifier(model, retain, resume=True, **killed)
     assert same_weights(whole.model, resumed.model)
+    assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
 
 
 def test_a_finished_run_resumes_to_its_result(model, forget, retain, quick, tmp_path):
