@@ -7,15 +7,24 @@ import torch
 
 from salun_fast import diffusion_records as records
 from salun_fast.data import load_images
-from salun_fast.demo import drawing
+from salun_fast.demo import concept
 from salun_fast.demo.captioned import STYLES, captioned, prompt
-from salun_fast.demo.concept import SHOWN, ConceptDemo, Forgotten, run_concept_demo
+from salun_fast.demo.concept import ConceptDemo, Forgotten, run_concept_demo
 from salun_fast.demo.concept_weights import SHIPPED, load_concept, train_concept_weights
 from salun_fast.demo.diffusion import run_diffusion_demo
 from salun_fast.demo.drawing import drawn
 from salun_fast.demo.train_pipeline import PipelineTraining
 
 BRIEF = PipelineTraining(vae_steps=2, vae_batch=4, steps=2, rounds=1, batch=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures_of_few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(drawn.__kwdefaults__, "steps", 2)
+        patch.setattr(concept, "SHOWN", 2)
+        patch.setattr(concept, "SHOWN_IN_FRAMES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +36,8 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def settings(made, monkeypatch):
-    monkeypatch.setattr(drawing, "SAMPLING_STEPS", 2)
+@pytest.fixture(scope="module")
+def settings(made):
     return ConceptDemo(
         data="digits",
         models=str(made),
@@ -43,8 +51,15 @@ def settings(made, monkeypatch):
     )
 
 
-def test_an_object_and_a_style_are_forgotten_by_every_method(settings, tmp_path):
-    found = run_concept_demo(settings, tmp_path)[1:]
+@pytest.fixture(scope="module")
+def compared(settings, tmp_path_factory):
+    """The folder of a whole comparison, and its records."""
+    folder = tmp_path_factory.mktemp("concept") / "demo"
+    return folder, run_concept_demo(settings, folder)[1:]
+
+
+def test_an_object_and_a_style_are_forgotten_by_every_method(compared):
+    folder, found = compared
     assert {(r["task"], r["method"]) for r in found} == {
         (task, method)
         for task in ("object 'three'", "style 'outline'")
@@ -53,8 +68,8 @@ def test_an_object_and_a_style_are_forgotten_by_every_method(settings, tmp_path)
     for record in found:
         assert 0 <= record["metrics"]["ua"] <= 100
         assert len(record["metrics"]["per_row"]) == 10 + len(STYLES)
-        images = records.load_samples(tmp_path / record["samples"])
-        assert images.shape == (len(record["rows"]), SHOWN, 3, 32, 32)
+        images = records.load_samples(folder / record["samples"])
+        assert images.shape == (len(record["rows"]), concept.SHOWN, 3, 32, 32)
         outlined = [record["rows"][i] for i in record["forgotten"]]
         word = "three" if "three" in record["task"] else "outline"
         assert outlined == [row for row in record["rows"] if word in row]
@@ -62,8 +77,8 @@ def test_an_object_and_a_style_are_forgotten_by_every_method(settings, tmp_path)
             assert record["certificate"]["holds"]
 
 
-def test_the_demo_writes_a_page(settings, tmp_path):
-    page = run_diffusion_demo(settings, tmp_path).read_text()
+def test_the_demo_writes_a_page(settings, compared):
+    page = run_diffusion_demo(settings, compared[0]).read_text()
     assert "object &#39;three&#39;" in page
     assert "data:image/gif;base64," in page
 
