@@ -68,23 +68,15 @@ def _sgd(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    momentum = float(group["momentum"])
-    buffers = []
-    for item, state in zip(items, states, strict=True):
-        if momentum != 0:
-            fresh = state.get("momentum_buffer") is None
-            buffers.append(_slot(state, "momentum_buffer", item))
-            if fresh:
-                # The op copies the gradient into the buffer at step 0, as torch into a new one.
-                state["step"] = _zero_step(item.param)
+    buffers, steps = ready_state(group, items, states)
     ops.masked_sgd_(
         [item.param for item in items],
         [item.grad for item in items],
-        buffers,
-        _steps(items, states),
+        buffers[0] if buffers else [],
+        steps,
         [item.words for item in items],
         lr=group["lr"],
-        momentum=momentum,
+        momentum=float(group["momentum"]),
         dampening=float(group["dampening"]),
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
@@ -104,17 +96,15 @@ def _adam(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    def moments(key: str) -> list[Tensor]:
-        return [_slot(state, key, item) for item, state in zip(items, states, strict=True)]
-
+    (means, squares, *maxima), steps = ready_state(group, items, states)
     beta1, beta2 = group["betas"]
     ops.masked_adam_(
         [item.param for item in items],
         [item.grad for item in items],
-        moments("exp_avg"),
-        moments("exp_avg_sq"),
-        moments("max_exp_avg_sq") if group["amsgrad"] else [],
-        _steps(items, states),
+        means,
+        squares,
+        maxima[0] if maxima else [],
+        steps,
         [item.words for item in items],
         lr=group["lr"],
         betas=(float(beta1), float(beta2)),
@@ -129,7 +119,27 @@ def _adam(
     )
 
 
-def _steps(items: list[Item], states: list[State]) -> list[Tensor]:
+def ready_state(
+    group: Group, items: Sequence[Item], states: Sequence[State]
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Per-weight state in the order of the ops' arguments, and counters; what lacks is made, zeros.
+
+    Gradients are not read. Master copies, which are no zeros, are another matter.
+    """
+    pairs = list(zip(items, states, strict=True))
+    slots = [[_slot(state, key, item) for item, state in pairs] for key in _keys(group)]
+    return slots, _steps(items, states)
+
+
+def _keys(group: Group) -> tuple[str, ...]:
+    """What the ops keep per weight, for the options of the group."""
+    if "momentum" in group:
+        return ("momentum_buffer",) if float(group["momentum"]) != 0 else ()
+    moments = ("exp_avg", "exp_avg_sq")
+    return (*moments, "max_exp_avg_sq") if group["amsgrad"] else moments
+
+
+def _steps(items: Sequence[Item], states: Sequence[State]) -> list[Tensor]:
     steps = []
     for item, state in zip(items, states, strict=True):
         step: Tensor | None = state.get("step")
@@ -152,6 +162,9 @@ def _slot(state: State, key: str, item: Item) -> Tensor:
     if state.get(key) is None:
         refuse_new_state(item.name)
         state[key] = torch.zeros_like(item.owner, dtype=torch.float32)
+        if key == "momentum_buffer":
+            # The op copies the gradient into the buffer at step 0, as torch into a new one.
+            state["step"] = _zero_step(param)
     block = local(state[key])
     if block.stride() != param.stride() or block.device != param.device:
         refuse_new_state(item.name)

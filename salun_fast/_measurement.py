@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -43,6 +44,7 @@ class Measurement:
     def __enter__(self) -> Measurement:
         parameters = self._sums.parameters
         self._stash = [(p, p.grad) for p in parameters.values()]
+        self._reached: set[str] = set()
         self._buffers.keep()
         for parameter in parameters.values():
             parameter.grad = None
@@ -59,13 +61,20 @@ class Measurement:
         self._reduction.remove()
         for hook in self._hooks:
             hook.remove()
+        missed = past_hooks(
+            (n, p, None) for n, p in self._sums.parameters.items() if n not in self._reached
+        )
         for parameter, grad in self._stash:
             parameter.grad = grad
         self._buffers.restore()
         self._drop_unfinished()
+        if missed is not None and error is None:
+            self._sums.broken = f"{missed}; such batches are not in the scores"
+            raise RuntimeError(self._sums.broken)
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         def fold(parameter: Tensor) -> None:
+            self._reached.add(name)
             grad, parameter.grad = parameter.grad, None
             if grad is not None:
                 self._take(name, grad)
@@ -75,6 +84,7 @@ class Measurement:
     def _take(self, name: str, grad: Tensor) -> None:
         check_kind(name, grad)
         if not self._open:
+            _refuse_compiled_autograd()
             self._open = True
             # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
             variable: Any = torch.autograd.Variable
@@ -101,7 +111,8 @@ class Measurement:
     def _finish(self) -> None:
         if not self._open:  # a second device's thread queued the same
             return
-        held = self._held
+        # In one order, as the norm rounds by it: a compiled backward() has another one.
+        held = {name: self._held[name] for name in self._sums.parameters if name in self._held}
         bad = first_nonfinite(self._all_peaks(), self._mesh)
         if bad is not None:
             self._refuse(bad)
@@ -142,8 +153,34 @@ class Measurement:
         self._close()
 
 
+def _refuse_compiled_autograd() -> None:
+    """It runs hooks, but not what waits for the end of a backward()."""
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    if getattr(compiled, "in_compiled_autograd_region", False):
+        raise RuntimeError(
+            "saliency was to be measured while torch._dynamo.config.compiled_autograd is on, which "
+            "does not say when a backward() is over; nothing was added. Set it to False while "
+            "measuring: compiled models and losses need nothing of it"
+        )
+
+
+def past_hooks(unreached: Iterable[tuple[str, Any, Tensor | None]]) -> str | None:
+    """What is wrong where a parameter of which no hook ran has a gradient: (name, it, the one
+    before). Where dynamo traces ``backward()``, it leaves hooks out."""
+    name = next((n for n, p, old in unreached if p.grad is not None and p.grad is not old), None)
+    if name is None:
+        return None
+    return (
+        f"{name!r} got a gradient past the hooks of backward(), which torch.compile traced "
+        "(trace_autograd_ops). Compile the model or the loss alone, and call backward() on what "
+        "they return"
+    )
+
+
 def call_after(parameter: Any, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Call ``hook(parameter)`` whenever a backward() has completed its ``.grad``."""
+    if "torch._dynamo" in sys.modules:  # compiled autograd would trace it, anew for each gradient
+        hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
     return handle
 

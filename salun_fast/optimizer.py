@@ -20,10 +20,11 @@ from salun_fast._fused_step import (
     HalfPrecision,
     adopt_state,
     fused_step,
+    ready_state,
 )
 from salun_fast._general_step import adopt_counters, general_step
 from salun_fast._mask_check import MaskNotApplied, MaskWitness
-from salun_fast._measurement import call_after
+from salun_fast._measurement import call_after, past_hooks
 from salun_fast._optimizer_checks import (
     check_gradient,
     check_group,
@@ -290,7 +291,14 @@ class SalUnOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_on(self._collect())
+            if torch.compiler.is_compiling() and isinstance(loss, Tensor):
+                loss = loss.detach()  # a graph may not return what it has gone backward from
+        if torch.compiler.is_compiling() and not self._fits_graphs:
+            from salun_fast import _graphs
+
+            _graphs.step_outside(self)
+        else:
+            self._step_on(self._collect())
         return loss
 
     # torch's schedulers put a wrapper of theirs around step, which torch.compile cannot trace, to
@@ -298,19 +306,32 @@ class SalUnOptimizer(Optimizer):
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     @property
+    def _groups(self) -> list[dict[str, Any]]:
+        """``param_groups`` for what is traced: where that attribute of an optimizer is read before
+        ``backward()`` in a graph, dynamo loses the gradients (torch 2.14)."""
+        if not torch.compiler.is_compiling():
+            return self.param_groups
+        groups: list[dict[str, Any]] = vars(self)["param_groups"]
+        return groups
+
+    @property
     def _opt_called(self) -> bool:
         """Whether there was a step: each leaves state."""
         return bool(self.state)
+
+    # Dynamo has a single literal None, and where a gradient is set to that and read again, it takes
+    # it for that gradient wherever it stands in this process (torch 2.14).
+    _no_gradient: Tensor | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, and ``torch.compile`` can trace it: torch keeps its own out of graphs."""
         if not torch.compiler.is_compiling():
             super().zero_grad(set_to_none)
             return
-        for group in self.param_groups:
+        for group in self._groups:
             for param in group["params"]:
                 if set_to_none:
-                    param.grad = None
+                    param.grad = self._no_gradient
                 elif param.grad is not None:
                     param.grad.zero_()
 
@@ -336,6 +357,7 @@ class SalUnOptimizer(Optimizer):
         @torch.no_grad()
         def step(param: Tensor) -> None:
             index, name, group = placed[param]
+            unreached.pop(param, None)
             if param.grad is None:
                 return
             self._refuse_while_measuring()
@@ -344,6 +366,7 @@ class SalUnOptimizer(Optimizer):
             self._step_on(work)
             param.grad = None
 
+        unreached = {param: (name, param, param.grad) for param, (_, name, _) in placed.items()}
         hooks = [call_after(param, step) for param in placed if param.requires_grad]
         self._in_backward = True
         try:
@@ -352,6 +375,9 @@ class SalUnOptimizer(Optimizer):
             self._in_backward = False
             for hook in hooks:
                 hook.remove()
+        missed = past_hooks(unreached.values())
+        if missed is not None:
+            raise RuntimeError(f"{missed}; it is in .grad, and no step was taken by it")
 
     def _check_steps_in_backward(self, params: Iterable[Tensor]) -> None:
         if self._in_backward:
@@ -368,6 +394,18 @@ class SalUnOptimizer(Optimizer):
                 "fully_shard() (FSDP2), which reduces first, or call step() after backward()"
             )
 
+    @property
+    def _fits_graphs(self) -> bool:
+        """Whether ``torch.compile`` can trace a step; it cannot see the strides of blocks.
+
+        To be asked first of all: dynamo then meets the parameters in their groups. One that it
+        meets as a key is compared by identity with its gradient, and each step would compile anew.
+        """
+        params = [param for group in self._groups for param in group["params"]]
+        # Not is_sharded(): dynamo says of a DTensor that it has no to_local.
+        sharded = any(hasattr(type(param), "to_local") for param in params)
+        return self._runs_fused and not sharded
+
     def _step_on(self, work: Work) -> None:
         if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
@@ -383,7 +421,7 @@ class SalUnOptimizer(Optimizer):
     @property
     def _runs_fused(self) -> bool:
         return self._optimizer_class in FUSED_CLASSES and all(
-            param.dtype in ops.FLOATS for group in self.param_groups for param in group["params"]
+            param.dtype in ops.FLOATS for group in self._groups for param in group["params"]
         )
 
     @property
@@ -395,7 +433,7 @@ class SalUnOptimizer(Optimizer):
     def _collect(self) -> Work:
         """Per group the parameters that have a gradient; all are checked before any is stepped."""
         work: Work = []
-        for index, group in enumerate(self.param_groups):
+        for index, group in enumerate(self._groups):
             items: dict[int, tuple[Item, dict[str, Any]]] = {}  # by id: hashing tensors is slow
             for name, param in _named_in(index, group):
                 grad = param.grad
@@ -429,7 +467,9 @@ class SalUnOptimizer(Optimizer):
     def _fused_step(self, work: Work) -> None:
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        for group, pairs in zip(self.param_groups, work, strict=True):
+        if torch.compiler.is_compiling():
+            self._fill_state(tuple(tuple(item.name for item, _ in pairs) for pairs in work))
+        for group, pairs in zip(self._groups, work, strict=True):
             items = [item for item, _ in pairs]
             if self._freeze == "gradient":
                 items = [
@@ -439,9 +479,24 @@ class SalUnOptimizer(Optimizer):
             states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, self._half, grad_scale, found_inf)
 
-    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-        reason="SalUnOptimizer fuses SGD, Adam and AdamW; other classes step outside of graphs"
-    )
+    def _fill_state(self, named: tuple[tuple[str, ...], ...]) -> None:
+        """Make the state of these parameters, given by group; there is no need of gradients.
+
+        Compilers call this as they trace. State made by a graph is not there yet when it is traced,
+        and the second step would have to be compiled anew.
+        """
+        for index, chosen in enumerate(named):
+            group = self.param_groups[index]
+            items = [
+                self._item(name, param, param)
+                for name, param in _named_in(index, group)
+                if name in chosen
+            ]
+            ready_state(group, items, [self.state[item.owner] for item in items])
+
+    # As torch.compiler.assume_constant_result does, which would import all of the compiler.
+    _fill_state._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
     def _general_step(self, work: Work) -> None:
         self._share()
         masked = [pair for pairs in work for pair in pairs if pair[0].words.numel()]
@@ -473,8 +528,11 @@ class SalUnOptimizer(Optimizer):
         return found_inf is not None and float(found_inf) != 0
 
     def _refuse_while_measuring(self) -> None:
-        # Distributed checkpointing calls step() with lr 0 to create state: nothing moves then.
-        if self._measuring and any(float(group["lr"]) != 0 for group in self.param_groups):
+        if not self._measuring:
+            return
+        # Distributed checkpointing calls step() with lr 0 to create state: nothing moves then. A
+        # graph cannot look at a tensor.
+        if torch.compiler.is_compiling() or any(float(g["lr"]) != 0 for g in self.param_groups):
             raise RuntimeError(
                 "SalUnOptimizer.step was called inside measure_saliency(): saliency is the "
                 "gradient at the original weights; move the step behind the with block"

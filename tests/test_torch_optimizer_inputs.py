@@ -65,9 +65,17 @@ def steps(optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]
     return losses
 
 
+def groups(named: list[tuple[str, nn.Parameter]], grouped: bool) -> list[Any]:
+    """One group, or two of which the second has settings of its own."""
+    if not grouped:
+        return named
+    return [{"params": named[:1]}, {"params": named[1:], "lr": 3e-3, "weight_decay": 0.07}]
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["one-group", "two-groups"])
 @pytest.mark.parametrize("masked", [True, False], ids=["full-mask", "no-mask"])
 @pytest.mark.parametrize("info", INFOS, ids=NAMES)
-def test_every_configuration_does_what_the_class_does(info, masked):
+def test_every_configuration_does_what_the_class_does(info, masked, grouped):
     ran = 0
     for options in configurations(info):
         name = options.pop("desc")
@@ -77,8 +85,12 @@ def test_every_configuration_does_what_the_class_does(info, masked):
             continue
         ours, theirs = weights(), weights()
         mask = full(ours) if masked else None
-        left = SalUnOptimizer(ours, info.optim_cls, mask=mask, **copy.deepcopy(options))
-        right = info.optim_cls(theirs, **{**copy.deepcopy(options), **loop(info, options)})
+        left = SalUnOptimizer(
+            groups(ours, grouped), info.optim_cls, mask=mask, **copy.deepcopy(options)
+        )
+        right = info.optim_cls(
+            groups(theirs, grouped), **{**copy.deepcopy(options), **loop(info, options)}
+        )
         assert steps(left, ours) == pytest.approx(steps(right, theirs), rel=1e-5), name
         for (_, mine), (_, other) in zip(ours, theirs, strict=True):
             # torch's vectorised square root, which Adam takes, may be an ulp off.
@@ -111,8 +123,11 @@ def test_error_inputs_raise_what_torch_raises(info):
                 SalUnOptimizer(params, info.optim_cls, **options)
             assert any("duplicate parameters" in str(warning.message) for warning in caught)
         else:
-            with pytest.raises(given.error_type, match=given.error_regex):
+            with pytest.raises(given.error_type, match=given.error_regex) as theirs:
+                info.optim_cls(params, **options)
+            with pytest.raises(given.error_type) as ours:
                 SalUnOptimizer(params, info.optim_cls, **options)
+            assert str(ours.value) == str(theirs.value)
         seen += 1
     assert seen >= 5
 

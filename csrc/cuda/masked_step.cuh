@@ -82,44 +82,85 @@ struct Stochastic {
   int64_t seed;
 };
 
-// The weights of a group as fp32: of the master copy where there is one.
+// Eight weights between memory and registers, rounded to the nearest number of their format.
 template <class Format>
-__device__ __forceinline__ void load_weights(const StepSlot& slot, int64_t at, int count,
-                                             const typename Format::Raw (&param)[kGroup],
-                                             float (&theta)[kGroup]) {
-  if (slot.master) return load_group(slot.master + at, count, theta);
+class NearestWeights {
+ public:
+  __device__ __forceinline__ NearestWeights(const StepSlot& slot, Stochastic) : slot_(slot) {}
+
+  __device__ __forceinline__ void load(int64_t at, int count) {
+    load_group(static_cast<const Raw*>(slot_.param) + at, count, raw_);
+  }
+  __device__ __forceinline__ float get(int i) const { return Format::decode(raw_[i]); }
+  __device__ __forceinline__ void set(int i, int64_t, float theta) {
+    raw_[i] = Format::encode(theta);
+  }
+  __device__ __forceinline__ void store(int64_t at, int count) const {
+    store_group(static_cast<Raw*>(slot_.param) + at, count, raw_);
+  }
+
+ private:
+  using Raw = typename Format::Raw;
+  const StepSlot& slot_;
+  Raw raw_[kGroup];
+};
+
+// The same by way of a master copy where there is one, or rounded stochastically.
+template <class Format>
+class CarefulWeights {
+ public:
+  __device__ __forceinline__ CarefulWeights(const StepSlot& slot, Stochastic stochastic)
+      : slot_(slot), stochastic_(stochastic.on), key_(rounding_key(stochastic.seed, *slot.step)) {}
+
+  __device__ __forceinline__ void load(int64_t at, int count) {
+    load_group(static_cast<const Raw*>(slot_.param) + at, count, raw_);
+    if (slot_.master) return load_group(slot_.master + at, count, theta_);
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) theta[i] = Format::decode(param[i]);
-}
+    for (int i = 0; i < kGroup; ++i) theta_[i] = Format::decode(raw_[i]);
+  }
+  __device__ __forceinline__ float get(int i) const { return theta_[i]; }
+  __device__ __forceinline__ void set(int i, int64_t at, float theta) {
+    theta_[i] = theta;
+    raw_[i] = rounded(theta, slot_.origin + uint64_t(at + i));
+  }
+  __device__ __forceinline__ void store(int64_t at, int count) const {
+    store_group(static_cast<Raw*>(slot_.param) + at, count, raw_);
+    if (slot_.master) store_group(slot_.master + at, count, theta_);
+  }
 
-template <class Format>
-__device__ __forceinline__ typename Format::Raw rounded(float theta, const Stochastic& stochastic,
-                                                        RoundingKey key, uint64_t index) {
-  if constexpr (std::is_same_v<Format, BFloat16>)
-    if (stochastic.on) return stochastic_bfloat16(theta, rounding_bits(key, index));
-  return Format::encode(theta);
-}
+ private:
+  using Raw = typename Format::Raw;
 
-// A group without a bit is not touched at all: in fp32 that is one memory sector of each array.
-template <class Rule, class ParamFormat, class GradFormat>
-__global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
-    masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
-                const typename Rule::Coefficients* coefficients) {
-  using Raw = typename ParamFormat::Raw;
+  __device__ __forceinline__ Raw rounded(float theta, uint64_t index) const {
+    if constexpr (std::is_same_v<Format, BFloat16>)
+      if (stochastic_) return stochastic_bfloat16(theta, rounding_bits(key_, index));
+    return Format::encode(theta);
+  }
+
+  const StepSlot& slot_;
+  bool stochastic_;
+  RoundingKey key_;
+  Raw raw_[kGroup];
+  float theta_[kGroup];
+};
+
+// What both kernels below do. A group without a bit is not touched at all: in fp32 that is one
+// memory sector of each array.
+template <class Rule, class Weights, class GradFormat>
+__device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const Rule& rule,
+                                             const StepScalars& scalars, Stochastic stochastic,
+                                             const typename Rule::Coefficients* coefficients) {
   if (value_of(scalars.found_inf) != 0.0) return;
   float scale = float(value_of(scalars.grad_scale));
   for_each_chunk(table, [&](const Chunk& chunk) {
     const StepSlot slot = table.slots[chunk.slot];
     const auto constants = coefficients[chunk.slot];
-    const RoundingKey key = rounding_key(stochastic.seed, *slot.step);
+    Weights weights(slot, stochastic);
     for_each_group(chunk, [&](int64_t at, int count) {
       uint32_t moving = slot.words ? group_bits(slot.words, at) : first_bits(count);
       if (moving == 0) return;
-      Raw param[kGroup];
-      float g[kGroup], theta[kGroup], states[Rule::kStates][kGroup];
-      auto* memory = static_cast<Raw*>(slot.param) + at;
-      load_group(memory, count, param);
-      load_weights<ParamFormat>(slot, at, count, param, theta);
+      float g[kGroup], states[Rule::kStates][kGroup];
+      weights.load(at, count);
       load_gradients<GradFormat>(slot.grad, at, count, scale, rule.maximize(), g);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)
@@ -128,18 +169,16 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
           if (bit(moving, i) == 0) continue;
-          float own[Rule::kStates];
+          float theta = weights.get(i), own[Rule::kStates];
 #pragma unroll
           for (int s = 0; s < Rule::kStates; ++s) own[s] = states[s][i];
-          update(g[i], theta[i], own);
-          param[i] =
-              rounded<ParamFormat>(theta[i], stochastic, key, slot.origin + uint64_t(at + i));
+          update(g[i], theta, own);
+          weights.set(i, at, theta);
 #pragma unroll
           for (int s = 0; s < Rule::kStates; ++s) states[s][i] = own[s];
         }
       });
-      store_group(memory, count, param);
-      if (slot.master) store_group(slot.master + at, count, theta);
+      weights.store(at, count);
 #pragma unroll
       for (int s = 0; s < Rule::kStates; ++s)
         if (slot.states[s]) store_group(slot.states[s] + at, count, states[s]);
@@ -148,14 +187,39 @@ __global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
 }
 
 template <class Rule, class ParamFormat, class GradFormat>
+__global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
+    masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
+                const typename Rule::Coefficients* coefficients) {
+  step_weights<Rule, NearestWeights<ParamFormat>, GradFormat>(table, rule, scalars, stochastic,
+                                                              coefficients);
+}
+
+// For masters and stochastic rounding: more registers, so fewer blocks at a time.
+template <class Rule, class ParamFormat, class GradFormat>
+__global__ void __launch_bounds__(kBlock, 2)
+    careful_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
+                 const typename Rule::Coefficients* coefficients) {
+  step_weights<Rule, CarefulWeights<ParamFormat>, GradFormat>(table, rule, scalars, stochastic,
+                                                              coefficients);
+}
+
+template <class Rule, class ParamFormat, class GradFormat>
 void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const Rule& rule,
-                const StepScalars& scalars, const Stochastic& stochastic) {
+                const StepScalars& scalars, const HalfPrecision& half) {
   auto table = upload(workspace, slots);
   auto* coefficients = scratch<typename Rule::Coefficients>(workspace, table.count);
   cudaStream_t stream = stream_of(workspace);
   LAUNCH((begin_step<Rule>), blocks_for(table.count), kBlock, stream, table, rule, scalars,
          coefficients);
   if (table.chunks == 0) return;
+  const Stochastic stochastic = {half.stochastic, half.seed};
+  if constexpr (!std::is_same_v<ParamFormat, Float32>) {
+    if (half.stochastic || !half.masters.empty()) {
+      LAUNCH((careful_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
+             table, rule, scalars, stochastic, coefficients);
+      return;
+    }
+  }
   LAUNCH((masked_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
          table, rule, scalars, stochastic, coefficients);
 }
@@ -173,8 +237,8 @@ void step_lists(Workspace& workspace, const StepLists& lists, const Rule& rule,
       if (slots.empty()) continue;
       with_format(param, [&](auto param_format) {
         with_format(grad, [&](auto grad_format) {
-          step_group<Rule, decltype(param_format), decltype(grad_format)>(
-              workspace, slots, rule, scalars, {lists.half.stochastic, lists.half.seed});
+          step_group<Rule, decltype(param_format), decltype(grad_format)>(workspace, slots, rule,
+                                                                          scalars, lists.half);
         });
       });
     }

@@ -134,7 +134,8 @@ FAULTS = {
     ),
     "random bits by the place in a chunk": Fault(
         "plain", "half_precision", "masked_adam.cu",
-        Edit("cuda/masked_step.cuh", "slot.origin + uint64_t(at + i)", "slot.origin + uint64_t(i)"),
+        Edit("cuda/masked_step.cuh", "slot_.origin + uint64_t(at + i)",
+             "slot_.origin + uint64_t(i)"),
         "half_precision differs from the reference",
     ),
     "two threads that share a group": Fault(

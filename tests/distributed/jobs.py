@@ -348,6 +348,27 @@ def step_in_backward_alike(rank: int, world: int) -> None:
     assert "before DDP has averaged" in message(lambda: enter(optimizer.step_in_backward()))
 
 
+def compile_alike(rank: int, world: int) -> None:
+    """Steps on FSDP2's blocks stay outside of graphs, and have the bits of eager ones."""
+    moved = []
+    for compiled in (False, True):
+        model = fsdp(Net(), world)
+        optimizer = SalUnOptimizer(
+            model.named_parameters(), torch.optim.AdamW, lr=torch.tensor(0.01),
+            mask=reference_scores("abs_of_sum", 1).mask(0.4),
+        )  # fmt: skip
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for x in batches(rank, world):
+            loss_of(model, x).backward()
+            step()
+            optimizer.zero_grad()
+        moved.append([param.to_local().clone() for param in model.parameters()])
+    assert all(same_bytes(a, b) for a, b in zip(*moved, strict=True))
+    torch._dynamo.reset()
+    whole = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    assert "sharded parameters step outside of graphs" in message(whole)
+
+
 @contextmanager
 def stepping(optimizer: SalUnOptimizer, in_backward: bool) -> Iterator[None]:
     if in_backward:

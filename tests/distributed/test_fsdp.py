@@ -37,6 +37,7 @@ JOBS = [
     jobs.clip_alike,
     jobs.nan_stops_all,
     jobs.step_in_backward_alike,
+    jobs.compile_alike,
 ]
 
 
