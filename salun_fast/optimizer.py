@@ -396,11 +396,7 @@ class SalUnOptimizer(Optimizer):
 
     @property
     def _fits_graphs(self) -> bool:
-        """Whether ``torch.compile`` can trace a step; it cannot see the strides of blocks.
-
-        To be asked first of all: dynamo then meets the parameters in their groups. One that it
-        meets as a key is compared by identity with its gradient, and each step would compile anew.
-        """
+        """Whether ``torch.compile`` can trace a step; it cannot see the strides of blocks."""
         params = [param for group in self._groups for param in group["params"]]
         # Not is_sharded(): dynamo says of a DTensor that it has no to_local.
         sharded = any(hasattr(type(param), "to_local") for param in params)
@@ -432,6 +428,8 @@ class SalUnOptimizer(Optimizer):
 
     def _collect(self) -> Work:
         """Per group the parameters that have a gradient; all are checked before any is stepped."""
+        if torch.compiler.is_compiling():
+            _meet_gradients(self._groups)
         work: Work = []
         for index, group in enumerate(self._groups):
             items: dict[int, tuple[Item, dict[str, Any]]] = {}  # by id: hashing tensors is slow
@@ -654,3 +652,9 @@ def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]
     given = group.get("param_names")
     for position, param in enumerate(group["params"]):
         yield given[position] if given else f"{index}.{position}", param
+
+
+def _meet_gradients(groups: list[dict[str, Any]]) -> list[Tensor | None]:
+    """Show dynamo each gradient in its group. One that it meets by way of a dict with the parameter
+    as key is compared by identity, and every step would compile anew."""
+    return [param.grad for group in groups for param in group["params"]]

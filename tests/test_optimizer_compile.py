@@ -138,6 +138,24 @@ def test_a_compiled_step_has_the_bits_of_an_eager_one_and_compiles_once(case: Ca
     assert_same(found)
 
 
+def test_clipping_in_the_graph_of_a_step_compiles_once():
+    found = []
+    for graph in (False, True):
+        model, optimizer = problem(FUSED[0], masks(1)[0])
+
+        def clipped(optimizer: SalUnOptimizer = optimizer) -> None:
+            optimizer.clip_grad_norm_(0.1)
+            optimizer.step()
+
+        step, count = compiled(clipped) if graph else (clipped, None)
+        for round_ in range(4):
+            gradients(model, round_)
+            step()
+        assert count is None or count.frame_count == 1
+        found.append(weights_and_state(optimizer))
+    assert_same(found)
+
+
 @pytest.mark.parametrize("mode", ["stochastic", "master"])
 def test_half_precision_in_a_graph(mode):
     found = []
@@ -182,10 +200,10 @@ def test_a_graph_with_a_grad_scaler_skips_and_unscales():
 def test_state_that_is_lost_or_comes_late_is_made_in_a_graph_too():
     model, optimizer = problem(FUSED[5], masks(1)[0])
     step, _ = compiled(optimizer.step, "eager")
-    head = model.head.weight
-    head.grad = torch.ones_like(head)
+    early = model.conv.weight
+    early.grad = torch.ones_like(early)
     step()
-    assert set(optimizer.state) == {head}  # as in torch: without a gradient there is no state
+    assert set(optimizer.state) == {early}  # as in torch: without a gradient there is no state
     gradients(model, 0)
     step()
     assert [float(s["step"]) for s in optimizer.state.values()] == [2, 1, 1, 1]
