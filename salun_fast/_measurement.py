@@ -96,7 +96,8 @@ class Measurement:
         else:
             self._check_same_backward()
             held = self._held.get(name)
-            self._held[name] = grad if held is None else held + grad
+            # A copy: DDP clears its buckets, of which this may be a view, before the end.
+            self._held[name] = grad.clone() if held is None else held + grad
 
     def _check_same_backward(self) -> None:
         """A norm over parts of two backward passes would be silently wrong."""

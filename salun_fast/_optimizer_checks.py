@@ -28,6 +28,7 @@ def check_options(
     state: str,
     freeze: str,
     half_precision: str,
+    seed: int,
     defaults: dict[str, Any],
 ) -> None:
     """The arguments of the constructor, beside what the class itself validates."""
@@ -50,6 +51,8 @@ def check_options(
             f"half_precision must be one of {', '.join(map(repr, HALF_PRECISION))}, found "
             f"{half_precision!r}"
         )
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit 64 bits, found {seed}")
     if half_precision != "nearest" and optimizer_class not in FUSED_CLASSES:
         raise ValueError(
             f"half_precision={half_precision!r} is for SGD, Adam and AdamW, whose steps are ours; "

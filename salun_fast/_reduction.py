@@ -23,13 +23,21 @@ def reduced_by(
     Raises ValueError where the rule would come too late.
     """
     several = mesh is not None and mesh.size() > 1
-    wrapped = _fsdp_modules(module) if several and module is not None else []
+    # A clipped sum is left to FSDP's average, so that it does not depend on who knows the module.
+    averaged = rule == "sum" and clip_norm is not None
+    wrapped = _fsdp_modules(module) if several and module is not None and not averaged else []
     if several and rule != "sum":
         if not wrapped:
             raise ValueError(
                 "score: |g| and g² of each process must be taken before FSDP averages gradients, "
                 "which needs the module: expected it, found parameters alone. Use Saliency(model, "
                 "score=...), or measure_saliency(score, module=model)"
+            )
+        if mesh is not None and mesh.ndim > 1 and mesh.size(mesh.ndim - 1) == 1:
+            raise ValueError(
+                f"score: on a mesh of shape {tuple(mesh.shape)} nothing is sharded, and FSDP "
+                "averages copies where |g| and g² cannot be taken before; use 'abs_of_sum', or a "
+                "mesh whose last dimension shards"
             )
         if clip_norm is not None:
             raise ValueError(

@@ -112,11 +112,11 @@ class ShardedMask:
         It returns everywhere once the file is whole.
         """
         mask = self.whole()
-        problem: OSError | None = None
+        problem: Exception | None = None  # safetensors has errors of its own: the others wait
         if not any(self._mesh.get_coordinate() or ()):
             try:
                 mask.save(path)
-            except OSError as error:
+            except Exception as error:
                 problem = error
         failed = torch.tensor([int(problem is not None)], device=self._home)
         summing(self._mesh)(failed)

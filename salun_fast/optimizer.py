@@ -124,7 +124,7 @@ class SalUnOptimizer(Optimizer):
         error_if_nonfinite: bool = False,
         **defaults: Any,
     ) -> None:
-        check_options(optimizer_class, state, freeze, half_precision, defaults)
+        check_options(optimizer_class, state, freeze, half_precision, seed, defaults)
         if issubclass(optimizer_class, SalUnOptimizer):
             raise ValueError("optimizer_class is a SalUnOptimizer already; pass the class it wraps")
         self._optimizer_class = optimizer_class
@@ -363,7 +363,8 @@ class SalUnOptimizer(Optimizer):
             self._refuse_while_measuring()
             work: Work = [[] for _ in self.param_groups]
             work[index] = [(self._item(name, param, param.grad), group)]
-            self._step_on(work)
+            with _without_gradients(other for other in placed if other is not param):
+                self._step_on(work)
             param.grad = None
 
         unreached = {param: (name, param, param.grad) for param, (_, name, _) in placed.items()}
@@ -652,6 +653,19 @@ def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]
     given = group.get("param_names")
     for position, param in enumerate(group["params"]):
         yield given[position] if given else f"{index}.{position}", param
+
+
+@contextmanager
+def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients that are still there are nobody's step: a wrapped class would take them."""
+    hidden = [(param, param.grad) for param in params if param.grad is not None]
+    for param, _ in hidden:
+        param.grad = None
+    try:
+        yield
+    finally:
+        for param, grad in hidden:
+            param.grad = grad
 
 
 def _meet_gradients(groups: list[dict[str, Any]]) -> list[Tensor | None]:

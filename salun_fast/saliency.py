@@ -163,7 +163,15 @@ class Saliency:
                 "accumulate(): no parameter has a gradient; call it after backward() and before "
                 "zero_grad(), and outside measure()"
             )
-        bad = first_nonfinite((n, peak(g)) for n, g in grads.items() if g.layout == torch.strided)
+        mesh = sums.mesh
+        if mesh is not None and mesh.size() > 1 and sums.rule != "sum":
+            raise ValueError(
+                "accumulate(): |g| and g² of each process must be taken before FSDP averages "
+                "gradients, and these are averaged: expected score='abs_of_sum'; for others run "
+                "backward() within Saliency(model, score=...).measure()"
+            )
+        strided = ((n, peak(g)) for n, g in grads.items() if g.layout == torch.strided)
+        bad = first_nonfinite(strided, mesh)
         if bad is not None:
             raise ValueError(
                 f"the gradient of {bad!r} holds NaN or infinity; nothing was added. Leave the "

@@ -226,5 +226,7 @@ def test_what_cannot_be_is_refused_at_construction():
         SalUnOptimizer(double, half_precision="master")
     with pytest.raises(ValueError, match="for SGD, Adam and AdamW"):
         SalUnOptimizer(half, torch.optim.RMSprop, half_precision="master")
+    with pytest.raises(ValueError, match="seed must fit 64 bits"):
+        SalUnOptimizer(double, seed=2**63)
     with pytest.raises(ValueError, match="half_precision must be one of"):
         SalUnOptimizer(half, half_precision="round")

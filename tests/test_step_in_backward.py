@@ -147,3 +147,21 @@ def test_the_mask_is_checked_in_backward_too(monkeypatch):
     )
     with optimizer.step_in_backward(), pytest.raises(MaskNotApplied):
         next(losses(model, 1)).backward()
+
+
+@pytest.mark.parametrize("case", [EVERY[0], EVERY[7]], ids=case_id)
+def test_gradients_left_over_from_before_are_nobodys_step(case: Case):
+    """A wrapped class would step every parameter that has one, unmasked."""
+    found = []
+    for left_over in (False, True):
+        model, optimizer = problem(case)
+        before = clones([param.detach() for param in model.parameters()])
+        if left_over:
+            for param in model.parameters():
+                param.grad = torch.zeros_like(param)
+        with optimizer.step_in_backward():
+            next(losses(model, 1)).backward()
+        for (name, param), old in zip(model.named_parameters(), before, strict=True):
+            assert not bool(((param.detach() != old) & ~optimizer.mask[name]).any()), name
+        found.append(clones([param.detach() for param in model.parameters()]))
+    assert all(same_bytes(a, b) for a, b in zip(*found, strict=True))

@@ -303,13 +303,38 @@ def clip_alike(rank: int, world: int) -> None:
     with whole.measure(clip_norm=1.0):
         for x in batches():
             (loss_of(whole._module, x) / world).backward()
+    for knows_the_module in (False, True):
+        model = fsdp(Net(), world)
+        saliency = Saliency(model if knows_the_module else dict(model.named_parameters()))
+        with saliency.measure(clip_norm=1.0):
+            for x in batches(rank, world):
+                loss_of(model, x).backward()
+        for name in whole.names:
+            found = saliency[name].full_tensor()
+            torch.testing.assert_close(found, whole[name], rtol=1e-5, atol=1e-7)
+
+
+def clip_in_buckets(rank: int, world: int) -> None:
+    """DDP hands out views of buckets, which it clears before a backward() is over."""
+    found = []
+    for wrap in (
+        lambda model: model,
+        lambda model: DistributedDataParallel(model, gradient_as_bucket_view=True),
+    ):
+        saliency = Saliency(wrap(Net()))
+        with saliency.measure(clip_norm=1.0):
+            for x in batches(rank, world):
+                loss_of(saliency._module, x).backward()
+        found.append([saliency[name] for name in saliency.names])
+    assert all(same_bytes(a, b) for a, b in zip(*found, strict=True))
+
+
+def averaged_gradients_are_refused(rank: int, world: int) -> None:
     model = fsdp(Net(), world)
-    saliency = Saliency(dict(model.named_parameters()))
-    with saliency.measure(clip_norm=1.0):
-        for x in batches(rank, world):
-            loss_of(model, x).backward()
-    for name in whole.names:
-        torch.testing.assert_close(saliency[name].full_tensor(), whole[name], rtol=1e-5, atol=1e-7)
+    loss_of(model, next(batches(rank, world))).backward()
+    said = message(Saliency(model, "sum_of_abs").accumulate)
+    assert "before FSDP averages" in said
+    Saliency(model).accumulate()
 
 
 def nan_stops_all(rank: int, world: int) -> None:

@@ -35,6 +35,8 @@ JOBS = [
     jobs.refuse_alike,
     jobs.mean_without_the_module,
     jobs.clip_alike,
+    jobs.clip_in_buckets,
+    jobs.averaged_gradients_are_refused,
     jobs.nan_stops_all,
     jobs.step_in_backward_alike,
     jobs.compile_alike,
