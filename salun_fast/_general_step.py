@@ -26,11 +26,13 @@ def general_step(
 ) -> None:
     """Step ``wrapped`` with masked gradients; with ``restore`` frozen weights keep every byte.
 
-    ``items`` pairs each masked parameter with its group. Costs a copy of the masked parameters and
-    of their state. ``.grad`` is what it was afterwards.
+    ``items`` pairs each parameter that is to be stepped with its group; others stay, whatever
+    gradient they have. Costs a copy of the masked parameters and of their state. ``.grad`` is what
+    it was afterwards.
     """
-    snapshots = [_Snapshot(wrapped, item, group) for item, group in items] if restore else []
-    with _gradients([item for item, _ in items]):
+    masked = [pair for pair in items if pair[0].words.numel()]
+    snapshots = [_Snapshot(wrapped, item, group) for item, group in masked] if restore else []
+    with _gradients(wrapped, [item for item, _ in items]):
         try:
             _unhooked_step(wrapped)
         finally:
@@ -95,16 +97,19 @@ def _elementwise(value: Any, param: Tensor) -> bool:
 
 
 @contextmanager
-def _gradients(items: Sequence[Item]) -> Iterator[None]:
-    """Hand out masked gradients for the length of one step."""
-    given = [item.owner.grad for item in items]
+def _gradients(wrapped: Optimizer, items: Sequence[Item]) -> Iterator[None]:
+    """Hand out masked gradients for the length of one step, and none to what is not stepped."""
+    params = [param for group in wrapped.param_groups for param in group["params"]]
+    given = [(param, param.grad) for param in params]
     try:
+        for param in params:
+            param.grad = None
         for item in items:
             item.owner.grad = like(masked_gradient(item), item.owner)
         yield
     finally:
-        for item, grad in zip(items, given, strict=True):
-            item.owner.grad = grad
+        for param, grad in given:
+            param.grad = grad
 
 
 def _unhooked_step(wrapped: Optimizer) -> None:

@@ -58,11 +58,7 @@ def check_options(
             f"half_precision={half_precision!r} is for SGD, Adam and AdamW, whose steps are ours; "
             f"found {optimizer_class.__name__}, which rounds as it does: use 'nearest'"
         )
-    if defaults.get("differentiable"):
-        raise ValueError(
-            "differentiable=True is not supported: the masked steps have no backward pass; leave "
-            "the option out"
-        )
+    _check_not_differentiable(defaults)
 
 
 def check_names(group: dict[str, Any]) -> None:
@@ -81,11 +77,7 @@ def check_group(
     group: dict[str, Any], named: list[tuple[str, Tensor]], half_precision: str
 ) -> None:
     """A parameter group and its parameters."""
-    if group.get("differentiable"):
-        raise ValueError(
-            "differentiable=True is not supported: the masked steps have no backward pass; "
-            "leave the option out"
-        )
+    _check_not_differentiable(group)
     for name, param in named:
         if param.is_complex() or param.layout != torch.strided:
             kind = param.dtype if param.is_complex() else param.layout
@@ -99,6 +91,14 @@ def check_group(
                 f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
                 "or overlaps in memory; make it nn.Parameter(tensor.contiguous())"
             )
+
+
+def _check_not_differentiable(options: dict[str, Any]) -> None:
+    if options.get("differentiable"):
+        raise ValueError(
+            "differentiable=True is not supported: the masked steps have no backward pass; leave "
+            "the option out"
+        )
 
 
 def _check_rounding(name: str, param: Tensor, half_precision: str) -> None:

@@ -132,21 +132,17 @@ class Layout(NamedTuple):
 
     def block(self) -> Block:
         """The block that this process holds."""
-        sizes = self._local_shape_and_offset()
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        sizes, offsets = compute_local_shape_and_global_offset(
+            torch.Size(self.shape), self.mesh, self.placements
+        )
         coordinate = self.mesh.get_coordinate()
         first_copy = all(
             place == 0 or not placement.is_replicate()
             for place, placement in zip(coordinate or (), self.placements, strict=True)
         )
-        return Block(self.shape, sizes[1], sizes[0], first_copy)
-
-    def _local_shape_and_offset(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        shape, offset = compute_local_shape_and_global_offset(
-            torch.Size(self.shape), self.mesh, self.placements
-        )
-        return tuple(shape), tuple(offset)
+        return Block(self.shape, tuple(offsets), tuple(sizes), first_copy)
 
 
 def common_mesh(tensors: Iterable[Tensor]) -> DeviceMesh | None:
@@ -166,12 +162,12 @@ def common_mesh(tensors: Iterable[Tensor]) -> DeviceMesh | None:
     return meshes[0] if meshes else None
 
 
-def summing(mesh: DeviceMesh, op: Any = None) -> Callable[[Tensor], None]:
+def summing(mesh: DeviceMesh) -> Callable[[Tensor], None]:
     """A function that adds up a tensor, in place, over all processes of ``mesh``."""
     groups = [mesh.get_group(dim) for dim in range(mesh.ndim)]  # one after the other: all of them
 
     def add_up(tensor: Tensor) -> None:
         for group in groups:
-            dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=group)
+            dist.all_reduce(tensor, group=group)
 
     return add_up

@@ -30,8 +30,8 @@ __all__ = ["MaskState", "ShardedMask"]
 class ShardedMask:
     """A mask of which each process holds the bits of its blocks, and no others.
 
-    Made by :meth:`Saliency.mask` where scores are sharded, or by :meth:`of`. ``whole()`` turns it
-    into a :class:`SaliencyMask`.
+    Made by :meth:`Saliency.sharded_mask`, :meth:`SalUnOptimizer.select`, or :meth:`of`.
+    ``whole()`` turns it into a :class:`SaliencyMask`.
 
     Attributes:
         local: the bits of this process's blocks, under the names of the parameters, with the

@@ -363,8 +363,7 @@ class SalUnOptimizer(Optimizer):
             self._refuse_while_measuring()
             work: Work = [[] for _ in self.param_groups]
             work[index] = [(self._item(name, param, param.grad), group)]
-            with _without_gradients(other for other in placed if other is not param):
-                self._step_on(work)
+            self._step_on(work)
             param.grad = None
 
         unreached = {param: (name, param, param.grad) for param, (_, name, _) in placed.items()}
@@ -498,8 +497,8 @@ class SalUnOptimizer(Optimizer):
 
     def _general_step(self, work: Work) -> None:
         self._share()
-        masked = [pair for pairs in work for pair in pairs if pair[0].words.numel()]
-        general_step(self._wrapped, masked, restore=self._freeze == "exact")
+        items = [pair for pairs in work for pair in pairs]
+        general_step(self._wrapped, items, restore=self._freeze == "exact")
 
     def _witness(self, work: Work) -> MaskWitness | None:
         """Checksums for the first masked steps; none once the mask was seen to act."""
@@ -653,19 +652,6 @@ def _named_in(index: int, group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]
     given = group.get("param_names")
     for position, param in enumerate(group["params"]):
         yield given[position] if given else f"{index}.{position}", param
-
-
-@contextmanager
-def _without_gradients(params: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients that are still there are nobody's step: a wrapped class would take them."""
-    hidden = [(param, param.grad) for param in params if param.grad is not None]
-    for param, _ in hidden:
-        param.grad = None
-    try:
-        yield
-    finally:
-        for param, grad in hidden:
-            param.grad = grad
 
 
 def _meet_gradients(groups: list[dict[str, Any]]) -> list[Tensor | None]:

@@ -213,7 +213,7 @@ class Saliency:
         unusable or already added scores, or is still within :meth:`measure`; and RuntimeError
         without a process group.
         """
-        if common_mesh(self._shaped().values()) is not None:
+        if self._is_sharded:
             return
         try:
             sums = self._growing()
@@ -233,7 +233,7 @@ class Saliency:
     def added_up(self) -> bool:
         """Whether every process has the same scores, or its blocks of them: after
         :meth:`all_reduce`, of sharded parameters, and where they were given or loaded."""
-        return self._sums is None or self._sums.ranks > 1 or self._sums.mesh is not None
+        return self._sums is None or self._sums.ranks > 1 or self._is_sharded
 
     def reset(self) -> None:
         """Begin anew with zeros."""
@@ -305,12 +305,11 @@ class Saliency:
         of processes over which they are sharded (FSDP2). There every process calls this, and the
         whole mask is gathered; :meth:`sharded_mask` leaves each its own bits.
         """
-        if common_mesh(self._shaped().values()) is not None:
-            return self.sharded_mask(
-                density, scope=scope, which=which, include=include, exclude=exclude, seed=seed,
-                nonfinite=nonfinite,
-            ).whole()  # fmt: skip
-        words, _, score = self._selected(density, scope, which, include, exclude, seed, nonfinite)
+        words, count, score = self._selected(
+            density, scope, which, include, exclude, seed, nonfinite
+        )
+        if self._is_sharded:
+            return self._blocks_of_mask(words, count, score).whole()
         shapes = {name: tensor.shape for name, tensor in self._shaped().items()}
         return SaliencyMask(words, shapes, score=score)
 
@@ -331,17 +330,14 @@ class Saliency:
         three of them, and where only some of the ties at the cut are wanted at most 64 KiB a few
         times more. Raises ValueError where scores are not sharded.
         """
-        tensors = self._shaped()
-        if common_mesh(tensors.values()) is None:
+        if not self._is_sharded:
             raise ValueError(
                 "sharded_mask: expected scores of sharded parameters (fully_shard), found whole "
                 "ones; use mask()"
             )
-        words, count, score = self._selected(
-            density, scope, which, include, exclude, seed, nonfinite
+        return self._blocks_of_mask(
+            *self._selected(density, scope, which, include, exclude, seed, nonfinite)
         )
-        layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
-        return ShardedMask(words, layouts, count=count, score=score)
 
     def threshold(
         self,
@@ -481,6 +477,14 @@ class Saliency:
             count += k
         score = f"random, seed {seed}" if which == "random" else self._label(which, scope)
         return words, count, score
+
+    def _blocks_of_mask(self, words: dict[str, Tensor], count: int, score: str) -> ShardedMask:
+        layouts = {name: Layout.of(tensor) for name, tensor in self._shaped().items()}
+        return ShardedMask(words, layouts, count=count, score=score)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return common_mesh(self._shaped().values()) is not None
 
     def _label(self, which: str, scope: str) -> str:
         smallest = ", smallest" if which == "smallest" else ""
