@@ -288,7 +288,7 @@ def _soft_threshold_fake(params: list[Tensor], anchors: list[Tensor], k: int) ->
     return params[0].new_empty((), dtype=torch.float32)
 
 
-# --- per_sample_ -----------------------------------------------------------------------------------
+# --- per_sample_ ----------------------------------------------------------------------------------
 
 
 def per_sample_(

@@ -213,8 +213,11 @@ def per_sample_(
 ) -> None:
     """scores += scale Σ_i |∇_W ℓ_i|: one sample's gradient of a convolution's weight at a time."""
     total = torch.zeros_like(scores)
-    for grad, x in zip(grads.float().split(1), inputs.float().split(1), strict=True):
-        total += conv2d_weight(x, scores.shape, grad, stride, padding, dilation, groups).abs()
+    window = (stride, padding, dilation, groups)
+    for i in range(len(inputs)):
+        x, grad = inputs[i : i + 1].float(), grads[i : i + 1].float()
+        gradient: Tensor = conv2d_weight(x, scores.shape, grad, *window)  # type: ignore[no-untyped-call]
+        total += gradient.abs()
     scores.add_(total, alpha=scale)
 
 
