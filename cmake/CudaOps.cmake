@@ -27,7 +27,7 @@ set_target_properties(torch_cuda_stub PROPERTIES
 add_library(salun_fast_cuda MODULE
   csrc/cuda/register.cu csrc/cuda/upload.cu csrc/cuda/accumulate.cu csrc/cuda/threshold.cu
   csrc/cuda/select.cu csrc/cuda/masked_sgd.cu csrc/cuda/masked_adam.cu
-  csrc/cuda/soft_threshold.cu)
+  csrc/cuda/soft_threshold.cu csrc/cuda/per_sample.cu)
 target_include_directories(salun_fast_cuda PRIVATE csrc)
 target_include_directories(salun_fast_cuda SYSTEM PRIVATE ${TORCH_DIR}/include)
 target_compile_definitions(salun_fast_cuda PRIVATE TORCH_TARGET_VERSION=${TORCH_TARGET}ULL)

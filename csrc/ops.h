@@ -174,5 +174,8 @@ void soft_threshold(Workspace& workspace, std::span<const Dense> params,
                     std::span<const Dense> anchors, int64_t k,
                     float* tau);  // on the device; written
 
+void per_sample(Workspace& workspace, const WeightScores& scores, const Images& grads,
+                const Images& inputs, const Window& window, float scale);
+
 }  // namespace cuda
 }  // namespace salun

@@ -12,9 +12,9 @@
 namespace salun::cpu {
 namespace {
 
-constexpr int64_t kStaged = 2 << 20;      // numbers packed ahead of the products, or one sample's
-constexpr int64_t kTilesPerUnit = 4;      // of work for a thread
-constexpr int64_t kPlacesPerRun = 256;    // of output for which a tile of sums stays in L1
+constexpr int64_t kStaged = 2 << 20;    // numbers packed ahead of the products, or one sample's
+constexpr int64_t kTilesPerUnit = 4;    // of work for a thread
+constexpr int64_t kPlacesPerRun = 256;  // of output for which a tile of sums stays in L1
 
 template <class Body>
 void share(int64_t n, Body body) {
@@ -29,8 +29,7 @@ void share(int64_t n, Body body) {
 
 class Layer {
  public:
-  Layer(const WeightScores& scores, const Images& grads, const Images& inputs,
-        const Window& window)
+  Layer(const WeightScores& scores, const Images& grads, const Images& inputs, const Window& window)
       : scores_(scores), grads_(grads), inputs_(inputs), window_(window), run_(loops()) {
     outputs_ = scores.outputs / window.groups;
     panels_ = (outputs_ + run_.panel_lanes - 1) / run_.panel_lanes;
@@ -53,10 +52,11 @@ class Layer {
     copies_.resize(size_t(some * copy_size()));
     for (int64_t first = 0; first < grads_.samples; first += some) {
       int64_t count = std::min(some, grads_.samples - first);
-      share(count * all_panels(), [&](int64_t i) { pack(first, i / all_panels(), i % all_panels()); });
-      if (copied_) share(count * inputs_.channels, [&](int64_t i) {
-        copy(first, i / inputs_.channels, i % inputs_.channels);
-      });
+      share(count * all_panels(),
+            [&](int64_t i) { pack(first, i / all_panels(), i % all_panels()); });
+      if (copied_)
+        share(count * inputs_.channels,
+              [&](int64_t i) { copy(first, i / inputs_.channels, i % inputs_.channels); });
       int64_t units = (tiles_ + kTilesPerUnit - 1) / kTilesPerUnit;
       share(all_panels() * units,
             [&](int64_t i) { multiply(first, count, i / units, i % units * kTilesPerUnit); });

@@ -116,6 +116,11 @@ class CudaBackend {
     cuda::soft_threshold(workspace_, params, anchors, k, tau);
   }
 
+  void per_sample(const WeightScores& scores, const Images& grads, const Images& inputs,
+                  const Window& window, float scale) {
+    cuda::per_sample(workspace_, scores, grads, inputs, window, scale);
+  }
+
  private:
   StepScalars scalars(const StepTensors& tensors) const {
     return {scalar_of(tensors.lr, like_, "lr"),

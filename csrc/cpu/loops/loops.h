@@ -44,10 +44,10 @@ struct Census {
 
 // One sample of a layer, as a tile of its gradient is made from it.
 struct SampleProduct {
-  const float* grads;             // packed: [height * width][panel_lanes]
-  const float* inputs;            // at the first place of the output
-  int64_t height, width;          // places of the output
-  int64_t step_y, step_x;         // in inputs, from place to place
+  const float* grads;      // packed: [height * width][panel_lanes]
+  const float* inputs;     // at the first place of the output
+  int64_t height, width;   // places of the output
+  int64_t step_y, step_x;  // in inputs, from place to place
 };
 
 struct PanelShape {
