@@ -3,12 +3,13 @@
 #include "cpu/loops/masked_adam.h"
 #include "cpu/loops/masked_sgd.h"
 #include "cpu/loops/select.h"
+#include "cpu/loops/sift.h"
 #include "cpu/loops/soft_threshold.h"
 
 namespace salun::cpu::SALUN_ISA {
 
 extern const Loops variant;
-const Loops variant = {accumulate, load,       delta,       take_census,   histogram,
-                       pack,       masked_sgd, masked_adam, soft_threshold};
+const Loops variant = {accumulate, sift,       any_nonfinite, histogram,
+                       pack,       masked_sgd, masked_adam,   soft_threshold};
 
 }  // namespace salun::cpu::SALUN_ISA
