@@ -8,9 +8,9 @@
 namespace salun::cpu {
 namespace {
 
-constexpr int64_t kSamples = 131072;
+constexpr int64_t kStrata = 65536, kSamples = 2 * kStrata;
 constexpr int64_t kBatch = 64;       // samples whose reads overlap
-constexpr double kDeviations = 3.3;  // of the sampled rank, on either side
+constexpr double kDeviations = 3.6;  // of the sampled rank, on either side
 constexpr int64_t kFew = 8;          // samples more, where the rank itself is that of a few
 
 // In [0, 1), well mixed (the finaliser of MurmurHash3).
@@ -21,13 +21,14 @@ double uniform(uint64_t counter) {
   return double((x ^ x >> 33) >> 11) * 0x1p-53;
 }
 
-// The list as one line, cut into kSamples strata of equal length: a key at a random place of each.
+// The list as one line, cut into strata of equal length: two neighbours at a random place of each,
+// for the cost of one line of memory.
 class Sample {
  public:
   Sample(const Source& source, bool largest, int attempt)
       : source_(source), largest_(largest), attempt_(attempt), origins_(source.plan().origins()) {
     parallel_for(
-        kSamples / kBatch, 8,
+        kStrata / kBatch, 8,
         [](void* sample, int64_t begin, int64_t end) {
           for (int64_t batch = begin; batch < end; ++batch)
             static_cast<Sample*>(sample)->draw(batch * kBatch);
@@ -40,7 +41,7 @@ class Sample {
 
  private:
   struct Place {
-    int64_t tensor, index;
+    int64_t tensor, index, neighbour;
   };
 
   // All places of a batch are known before the first is read, so that the reads overlap.
@@ -51,17 +52,23 @@ class Sample {
       source_.prefetch(places[i].tensor, places[i].index);
     }
     for (int64_t i = 0; i < kBatch; ++i) {
-      float value = source_.value(places[i].tensor, places[i].index);
-      keys_[first + i] = largest_ ? ordered_key<true>(value) : ordered_key<false>(value);
+      keys_[2 * (first + i)] = key_of(places[i].tensor, places[i].index);
+      keys_[2 * (first + i) + 1] = key_of(places[i].tensor, places[i].neighbour);
     }
   }
 
   Place place_in(int64_t stratum) const {
-    double within = uniform(uint64_t(attempt_ * kSamples + stratum + 1));
-    double flat = (double(stratum) + within) * (double(total()) / double(kSamples));
+    double within = uniform(uint64_t(attempt_ * kStrata + stratum + 1));
+    double flat = (double(stratum) + within) * (double(total()) / double(kStrata));
     int64_t place = std::min(int64_t(flat), total() - 1);
     int64_t tensor = owner_of(origins_.data(), int64_t(origins_.size()) - 1, place);
-    return {tensor, place - origins_[tensor]};
+    int64_t index = place - origins_[tensor], neighbour = index ^ 1;
+    return {tensor, index, place - index + neighbour < origins_[tensor + 1] ? neighbour : index};
+  }
+
+  uint32_t key_of(int64_t tensor, int64_t index) const {
+    float value = source_.value(tensor, index);
+    return largest_ ? ordered_key<true>(value) : ordered_key<false>(value);
   }
 
   const Source& source_;

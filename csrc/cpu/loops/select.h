@@ -26,9 +26,8 @@ int64_t pack_as(const View& view, int64_t n, uint32_t threshold, int64_t wanted,
   auto bound = int32_t(threshold);
   int64_t ties = 0;
   for_each_run(view, n, [&](const float* scores, int64_t at, int64_t count) {
-    bool nan = any_beyond(scores, count, kInfinityBits);
     uint32_t* run = words + at / kWordBits;
-    for_each_word<Largest>(scores, count, nan, [&](int64_t w, const WordKeys& keys) {
+    for_each_word<Largest, true>(Plain{scores}, count, [&](int64_t w, const WordKeys& keys) {
       uint32_t tied = keys.at(bound);
       run[w] = keys.beyond(bound) | (ties < wanted ? first_ones(tied, wanted - ties) : 0);
       ties += ones(tied);

@@ -25,15 +25,6 @@ uint32_t first_ones(uint32_t word, int64_t count) {
   return word ^ rest;
 }
 
-bool any_beyond(const float* scores, int64_t n, uint32_t limit) {
-  int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    auto bits = int32_t(float_bits(scores[i]) & 0x7fffffffu);
-    largest = bits > largest ? bits : largest;
-  }
-  return uint32_t(largest) > limit;
-}
-
 // The keys of one word. `valid` has the bits of the elements that exist.
 struct WordKeys {
   Keys lower, upper;
@@ -45,28 +36,27 @@ struct WordKeys {
   uint32_t at(int32_t key) const { return word_of(equal(lower, key), equal(upper, key)) & valid; }
 };
 
-template <bool Largest, bool kNan>
-WordKeys load_word(const float* scores, uint32_t valid) {
-  return {load_keys<Largest, kNan>(scores), load_keys<Largest, kNan>(scores + kKeys), valid};
-}
-
-template <bool Largest, bool kNan, class Body>
-void for_each_word_of(const float* scores, int64_t n, Body& body) {
-  int64_t full = n / kWordBits, left = n % kWordBits;
-  for (int64_t w = 0; w < full; ++w)
-    body(w, load_word<Largest, kNan>(scores + w * kWordBits, ~uint32_t(0)));
-  if (left == 0) return;
-  float padded[kWordBits] = {};
-  for (int64_t i = 0; i < left; ++i) padded[i] = scores[full * kWordBits + i];
-  body(full, load_word<Largest, kNan>(padded, ~uint32_t(0) >> (kWordBits - left)));
+template <bool Largest, bool kNan, class Values>
+WordKeys load_word(Values values, int64_t i, uint32_t valid, Lanes* peak) {
+  Keys lower = load_keys<Largest, kNan>(values, i, peak);
+  return {lower, load_keys<Largest, kNan>(values, i + kKeys, peak), valid};
 }
 
 // Calls body(index, keys) for every word; the last is padded with zeros, whose bits are not valid.
-// Only runs that hold a NaN pay for sorting it last.
-template <bool Largest, class Body>
-void for_each_word(const float* scores, int64_t n, bool nan, Body body) {
-  nan ? for_each_word_of<Largest, true>(scores, n, body)
-      : for_each_word_of<Largest, false>(scores, n, body);
+// Returns whether a value was infinite or NaN. Without kNan, the keys of NaN were wrong then.
+template <bool Largest, bool kNan, class Values, class Body>
+bool for_each_word(Values values, int64_t n, Body body) {
+  Lanes peak = no_lanes();
+  int64_t whole = n & -kWordBits;
+  for (int64_t i = 0; i < whole; i += kWordBits)
+    body(i / kWordBits, load_word<Largest, kNan>(values, i, ~uint32_t(0), &peak));
+  if (whole < n) {
+    float padded[kWordBits] = {};
+    for (int64_t i = whole; i < n; ++i) padded[i - whole] = values.at(i);
+    uint32_t valid = ~uint32_t(0) >> (whole + kWordBits - n);
+    body(whole / kWordBits, load_word<Largest, kNan>(Plain{padded}, 0, valid, &peak));
+  }
+  return infinite(peak);
 }
 
 // How many keys equal one: in lanes, so that the loop needs no word of them.
