@@ -15,7 +15,9 @@ from torch import Tensor
 from salun_fast import ops, reference
 from tests.conftest import same_bytes
 
-LENGTH = 2**21 + 4321  # beyond csrc/cpu/threshold.cpp: kWorthSampling; no whole words, no whole chunks
+LENGTH = (
+    2**21 + 4321
+)  # beyond csrc/cpu/threshold.cpp: kWorthSampling; no whole words, no whole chunks
 
 
 @cache
