@@ -155,6 +155,12 @@ void check_decoys(float beside, int misled, const std::string& what) {
   }
 }
 
+// Exact, and in one pass: neither ties nor NaN may send the selection to a second guess.
+void check_one_pass(const Scores& scores, int64_t k, bool largest, const std::string& what) {
+  expect(first_right_guess(scores, k, largest) == 0, what + " in one pass");
+  check_select(scores, k, largest, true, what);
+}
+
 }  // namespace
 
 void select_cases() {
@@ -179,13 +185,18 @@ void sampling_cases(bool briefly) {
   check_select(scores, n / 2, true, false, "select by sampling");
   if (briefly) return;
   for (int64_t k : {int64_t(1), n / 1000, n - 1, n})
-    check_select(scores, k, true, false, "select by sampling");
-  check_select(scores, n / 3, false, false, "select by sampling");
+    check_one_pass(scores, k, true, "select by sampling");
+  check_one_pass(scores, n / 3, false, "select by sampling");
   Scores ties = many_scores([](std::mt19937& r) { return float(r() % 3); });
   for (int64_t k : {n / 6, n / 3, n / 2, n})
-    check_select(ties, k, true, false, "select by sampling among heavy ties");
+    check_one_pass(ties, k, true, "select by sampling among heavy ties");
   Scores spike = many_scores([](std::mt19937& r) { return r() % 10 ? spread(r) : 1.0f; });
-  check_select(spike, n / 2, true, false, "select by sampling with a spike of ties");
+  check_one_pass(spike, n / 2, true, "select by sampling with a spike of ties");
+  float nan = std::numeric_limits<float>::quiet_NaN();
+  Scores holes = many_scores([&](std::mt19937& r) { return r() % 10 ? spread(r) : nan; });
+  for (bool largest : {true, false})
+    check_one_pass(holes, n / 2, largest, "select by sampling among NaN");
+  check_one_pass(holes, n - 1, true, "select by sampling down to NaN");
   for (int misled : {1, 2}) {
     check_decoys(1.0737f, misled, "select with a bracket that overflows");
     check_decoys(5.0f, misled, "select with a bracket that misses");
