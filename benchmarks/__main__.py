@@ -32,6 +32,7 @@ CASES = (
     bench_masked_sgd.case,
     bench_masked_adam.case,
     bench_select.case,
+    *bench_select.FAMILY_CASES,
     bench_soft_threshold.case,
     bench_optimizer.case,
     bench_optimizer.adamw_case,

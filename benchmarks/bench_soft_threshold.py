@@ -30,6 +30,8 @@ def case(size: Size) -> Case:
         "reads weights and anchors twice, writes weights",
         [Peer("torch.kthvalue + elementwise torch", plain, "the same, with copies", slow=True)],
         size.numel,
+        bytes=20,
+        ceiling=0.75,
     )
 
 

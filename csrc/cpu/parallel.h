@@ -6,14 +6,13 @@
 #include <vector>
 
 #include "chunks.h"
+#include "cpu/loops/loops.h"
 
 namespace salun::cpu {
 
 // Calls body(context, begin, end) over parts of [0, n). Defined by whoever links the kernels: by
 // torch's pool in register.cpp, by std::thread in the sanitizer tests.
 void parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
-
-constexpr int64_t kChunk = 16384;  // elements; a multiple of the mask word and of the tile
 
 struct Chunk {
   int64_t index;   // among all chunks of the list
@@ -30,6 +29,13 @@ class ChunkPlan {
   }
 
   int64_t size() const { return first_.back(); }
+
+  // The flat index of each tensor's first element, and behind them the number of all elements.
+  std::vector<int64_t> origins() const {
+    std::vector<int64_t> result = {0};
+    for (int64_t numel : numels_) result.push_back(result.back() + numel);
+    return result;
+  }
 
   Chunk at(int64_t index) const {
     int64_t tensor = owner_of(first_.data(), int64_t(numels_.size()), index);

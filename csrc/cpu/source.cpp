@@ -1,7 +1,8 @@
 #include "cpu/source.h"
 
-#include "cpu/loops/loops.h"
+#include "formats.h"
 #include "rules/number.h"
+#include "rules/soft_threshold.h"
 
 namespace salun::cpu {
 namespace {
@@ -27,26 +28,59 @@ void gather(const Strided& tensor, int64_t begin, int64_t count, float* out) {
   }
 }
 
-}  // namespace
-
-const float* ScoreSource::read(int64_t tensor, int64_t begin, int64_t count, float* tile) const {
-  const Strided& score = scores_[tensor];
-  if (score.contiguous) {
-    auto* data = static_cast<const char*>(score.data) + begin * size_of(score.dtype);
-    return loops().load(data, score.dtype, count, tile);
-  }
-  switch (score.dtype) {
-    case Dtype::f32: gather<Float32>(score, begin, count, tile); break;
-    case Dtype::f16: gather<Float16>(score, begin, count, tile); break;
-    case Dtype::bf16: gather<BFloat16>(score, begin, count, tile); break;
-  }
-  return tile;
+const void* element(const void* data, Dtype dtype, int64_t index) {
+  return static_cast<const char*>(data) + index * size_of(dtype);
 }
 
-const float* DeltaSource::read(int64_t tensor, int64_t begin, int64_t count, float* tile) const {
+float decoded(const void* data, Dtype dtype, int64_t index) {
+  float value = 0;
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    value = Format::decode(static_cast<const typename Format::Raw*>(data)[index]);
+  });
+  return value;
+}
+
+}  // namespace
+
+View ScoreSource::view(const Chunk& chunk, float* tile) const {
+  const Strided& score = scores_[chunk.tensor];
+  if (score.contiguous) {
+    return {element(score.data, score.dtype, chunk.begin), nullptr, score.dtype};
+  }
+  with_format(score.dtype, [&](auto format) {
+    gather<decltype(format)>(score, chunk.begin, chunk.count, tile);
+  });
+  return {tile, nullptr, Dtype::f32};
+}
+
+void ScoreSource::prefetch(int64_t tensor, int64_t index) const {
+  const Strided& score = scores_[tensor];
+  if (score.contiguous) __builtin_prefetch(element(score.data, score.dtype, index));
+}
+
+float ScoreSource::value(int64_t tensor, int64_t index) const {
+  const Strided& score = scores_[tensor];
+  if (score.contiguous) return decoded(score.data, score.dtype, index);
+  float value;
+  with_format(score.dtype, [&](auto format) { gather<decltype(format)>(score, index, 1, &value); });
+  return value;
+}
+
+View DeltaSource::view(const Chunk& chunk, float*) const {
+  const Dense &param = params_[chunk.tensor], &anchor = anchors_[chunk.tensor];
+  return {param.at(chunk.begin), anchor.at(chunk.begin), param.dtype};
+}
+
+void DeltaSource::prefetch(int64_t tensor, int64_t index) const {
+  __builtin_prefetch(params_[tensor].at(index));
+  __builtin_prefetch(anchors_[tensor].at(index));
+}
+
+float DeltaSource::value(int64_t tensor, int64_t index) const {
   const Dense &param = params_[tensor], &anchor = anchors_[tensor];
-  loops().delta(param.at(begin), anchor.at(begin), param.dtype, count, tile);
-  return tile;
+  return soft_delta(decoded(param.data, param.dtype, index),
+                    decoded(anchor.data, anchor.dtype, index));
 }
 
 }  // namespace salun::cpu

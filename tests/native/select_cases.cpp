@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "cases.h"
-#include "cpu/parallel.h"
+#include "cpu/sift.h"
 #include "rules/ordered_key.h"
 #include "scores.h"
 
@@ -109,24 +109,57 @@ Scores many_scores(const std::function<float(std::mt19937&)>& draw) {
 // Even in ±2.147: the median magnitude is 1.0737.
 float spread(std::mt19937& random) { return float(int32_t(random())) / 1e9f; }
 
-// The places that threshold.cpp's sampler looks at (its generator, repeated here) hold other values
-// than the rest, so the bracket misleads: the exact answer must not depend on the sample.
-Scores decoys(float beside, float width) {
+// A random number in [0, 1) as bracket.cpp draws it.
+double drawn(uint64_t counter) {
+  uint64_t x = counter * 0x9E3779B97F4A7C15ull;
+  x = (x ^ x >> 33) * 0xFF51AFD7ED558CCDull;
+  x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53ull;
+  return double((x ^ x >> 33) >> 11) * 0x1p-53;
+}
+
+// The places that the first `misled` samples look at hold other values than the rest, so that the
+// brackets mislead: the exact answer must not depend on the sample.
+Scores decoys(float beside, float width, int misled) {
   Scores scores = many_scores([&](std::mt19937& r) { return beside + width * spread(r); });
   List& list = scores.memory;
-  int64_t total = numel_of(list), index = 0;
+  int64_t total = numel_of(list), strata = 65536;
   std::mt19937 random(12);
-  for (Tensor& tensor : list)
-    for (int64_t begin = 0; begin < tensor.numel; begin += cpu::kChunk, ++index) {
-      int64_t count = std::min(cpu::kChunk, tensor.numel - begin);
-      int64_t share = std::max<int64_t>(1, 131072 * count / total);
-      uint64_t state = 0x9E3779B97F4A7C15ull * uint64_t(index + 1);
-      for (int64_t i = 0; i < share; ++i) {
-        state = state * 6364136223846793005ull + 1442695040888963407ull;
-        tensor.set(begin + int64_t((state >> 33) % uint64_t(count)), spread(random));
-      }
-    }
+  for (int64_t s = 0; s < misled * strata; ++s) {
+    double flat = (double(s % strata) + drawn(uint64_t(s + 1))) * double(total) / double(strata);
+    auto place = int64_t(flat);
+    size_t tensor = 0;
+    while (place >= list[tensor].numel) place -= list[tensor++].numel;
+    list[tensor].set(place, spread(random));
+    if ((place ^ 1) < list[tensor].numel) list[tensor].set(place ^ 1, spread(random));
+  }
   return scores;
+}
+
+// Which guess, counted from 0, brackets the k-th key; cpu::kGuesses where none does.
+int first_right_guess(const Scores& scores, int64_t k, bool largest) {
+  std::vector<Strided> spans = scores.spans();
+  cpu::ScoreSource source(spans);
+  int attempt = 0;
+  while (attempt < cpu::kGuesses &&
+         !kth_of(sift(source, guess_bracket(source, k, largest, attempt), largest, {}), k))
+    ++attempt;
+  return attempt;
+}
+
+// Of n scores, the n / part-th.
+void check_decoys(float beside, int misled, int64_t part, const std::string& what) {
+  Scores scores = decoys(beside, 1e-4f, misled);
+  int64_t k = numel_of(scores.memory) / part;
+  for (bool largest : {true, false}) {
+    expect(first_right_guess(scores, k, largest) == misled, what + " is what it says");
+    check_select(scores, k, largest, false, what);
+  }
+}
+
+// Exact, and in one pass: neither ties nor NaN may send the selection to a second guess.
+void check_one_pass(const Scores& scores, int64_t k, bool largest, const std::string& what) {
+  expect(first_right_guess(scores, k, largest) == 0, what + " in one pass");
+  check_select(scores, k, largest, true, what);
 }
 
 }  // namespace
@@ -153,14 +186,21 @@ void sampling_cases(bool briefly) {
   check_select(scores, n / 2, true, false, "select by sampling");
   if (briefly) return;
   for (int64_t k : {int64_t(1), n / 1000, n - 1, n})
-    check_select(scores, k, true, false, "select by sampling");
-  check_select(scores, n / 3, false, false, "select by sampling");
+    check_one_pass(scores, k, true, "select by sampling");
+  check_one_pass(scores, n / 3, false, "select by sampling");
   Scores ties = many_scores([](std::mt19937& r) { return float(r() % 3); });
   for (int64_t k : {n / 6, n / 3, n / 2, n})
-    check_select(ties, k, true, false, "select by sampling among heavy ties");
+    check_one_pass(ties, k, true, "select by sampling among heavy ties");
   Scores spike = many_scores([](std::mt19937& r) { return r() % 10 ? spread(r) : 1.0f; });
-  check_select(spike, n / 2, true, false, "select by sampling with a spike of ties");
-  check_select(decoys(1.0737f, 1e-3f), n / 2, true, false, "select with a bracket that overflows");
-  check_select(decoys(5.0f, 1e-3f), n / 2, true, false, "select with a bracket that misses");
-  check_select(decoys(5.0f, 1e-3f), n / 2, false, false, "select with a bracket that misses");
+  check_one_pass(spike, n / 2, true, "select by sampling with a spike of ties");
+  float nan = std::numeric_limits<float>::quiet_NaN();
+  Scores holes = many_scores([&](std::mt19937& r) { return r() % 10 ? spread(r) : nan; });
+  for (bool largest : {true, false})
+    check_one_pass(holes, n / 2, largest, "select by sampling among NaN");
+  check_one_pass(holes, n - 1, true, "select by sampling down to NaN");
+  for (int misled : {1, 2}) {
+    check_decoys(1.0737f, misled, 2, "select with a bracket that overflows");
+    check_decoys(2.1302f, misled, 128, "select with a bracket that overflows near its end");
+    check_decoys(5.0f, misled, 2, "select with a bracket that misses");
+  }
 }

@@ -7,7 +7,8 @@
 
 namespace salun::cpu {
 
-constexpr int64_t kTile = 512;  // elements staged in L1 at a time; a multiple of the word
+constexpr int64_t kTile = 512;     // elements staged in L1 at a time; a multiple of the word
+constexpr int64_t kChunk = 16384;  // elements a thread takes at a time; a multiple of the tile
 
 // Consecutive weights of a parameter, and how they take fp32 results.
 struct Weights {
@@ -33,12 +34,22 @@ struct AdamStep {
   float grad_scale;
 };
 
-struct Bracket {
-  uint32_t low, high;  // keys
+// Scores as they lie in memory, or their differences to anchors of the same dtype.
+struct View {
+  const void* data;
+  const void* anchor;  // null without
+  Dtype dtype;
 };
 
+struct Bracket {
+  uint32_t low, high;  // keys; low <= high
+  bool ends;           // whether the keys at low and at high are counted
+};
+
+// Keys relative to a bracket. `inside` is neither at its ends nor beyond them.
 struct Census {
-  int64_t above, at_high, inside, at_low;  // relative to a bracket
+  int64_t reached;                  // at high, or above
+  int64_t at_high, inside, at_low;  // at the ends: 0 where they are not counted
   bool nonfinite;
 };
 
@@ -54,19 +65,25 @@ struct PanelShape {
   int64_t height, width, stride_lane, stride_y, stride_x;
 };
 
+// The keys strictly inside a bracket, and where they lie in their chunk, in its order.
+struct Candidates {
+  uint32_t keys[kChunk];
+  uint16_t places[kChunk];
+  int64_t size;
+};
+
 struct Loops {
   // All: n elements from each pointer. words may be null: every weight moves.
   void (*accumulate)(float* score, void* grad, Dtype dtype, ScoreRule rule, bool zero, int64_t n);
-  // Returns data itself where it is fp32, else tile.
-  const float* (*load)(const void* data, Dtype dtype, int64_t n, float* tile);
-  void (*delta)(const void* param, const void* anchor, Dtype dtype, int64_t n, float* out);
-  // Counts keys relative to the bracket and copies those strictly inside to candidates [n].
-  void (*take_census)(const float* scores, int64_t n, Bracket bracket, bool largest,
-                      uint32_t* candidates, Census* census);
-  void (*histogram)(const float* scores, int64_t n, uint32_t prefix, int level, bool largest,
+  // Counts keys relative to the bracket, adds those inside to `inside`, and sets the bits of those
+  // that reached high, where words are given. At most a chunk.
+  void (*sift)(const View& view, int64_t n, Bracket bracket, bool largest, uint32_t* words,
+               Candidates* inside, Census* census);
+  bool (*any_nonfinite)(const View& view, int64_t n);
+  void (*histogram)(const View& view, int64_t n, uint32_t prefix, int level, bool largest,
                     int64_t* counts);
-  // Bits of keys >= threshold; returns how many keys equal it.
-  int64_t (*pack)(const float* scores, int64_t n, uint32_t threshold, bool largest,
+  // Bits of the keys above threshold and of the first `wanted` that equal it; returns how many do.
+  int64_t (*pack)(const View& view, int64_t n, uint32_t threshold, int64_t wanted, bool largest,
                   uint32_t* words);
   void (*masked_sgd)(const Weights* weights, const void* grad, Dtype grad_dtype, float* buffer,
                      const uint32_t* words, int64_t n, const SgdStep* step);

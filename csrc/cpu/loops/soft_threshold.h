@@ -6,15 +6,6 @@
 namespace salun::cpu {
 namespace {
 
-void delta(const void* param, const void* anchor, Dtype dtype, int64_t n, float* out) {
-  with_format(dtype, [&](auto format) {
-    using Format = decltype(format);
-    auto* p = static_cast<const typename Format::Raw*>(param);
-    auto* a = static_cast<const typename Format::Raw*>(anchor);
-    for (int64_t i = 0; i < n; ++i) out[i] = soft_delta(Format::decode(p[i]), Format::decode(a[i]));
-  });
-}
-
 void soft_threshold(void* param, const void* anchor, Dtype dtype, int64_t n, float tau) {
   with_format(dtype, [&](auto format) {
     using Format = decltype(format);
