@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from salun_fast import _load, bits, reference
 
@@ -156,6 +157,7 @@ def masked_sgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     origins: Sequence[int] = (),
     rounding_seed: int | None = None,
     names: Names = None,
@@ -176,19 +178,23 @@ def masked_sgd_(
     becomes its nearest rounding. ``rounding_seed``: round bf16 parameters stochastically instead,
     by bits that depend on the seed, the parameter's step and the flat index of each weight alone:
     ``origins[i]`` plus its position in memory.
+
+    ``ranks``: ``bits.ranks(words, numel)`` of parameters with compact state, or []; an empty tensor
+    where state is dense. Compact state is 1-D, of the selected weights alone in memory order
+    (``bits.compress``); the step gives the bits of the dense one.
     """
     if not _pairs("params", params, "grads", grads):
         return
     buffers = momentum_buffers if momentum != 0 else []
     states = [("momentum_buffers", buffers)] if momentum != 0 else []
     rest = (
-        buffers, steps, masks, masters, _rate(lr, params), momentum, dampening, weight_decay,
-        nesterov, maximize, _optional(grad_scale, params), _optional(found_inf, params), origins,
-        rounding_seed,
+        buffers, steps, masks, masters, ranks, _rate(lr, params), momentum, dampening,
+        weight_decay, nesterov, maximize, _optional(grad_scale, params),
+        _optional(found_inf, params), origins, rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_sgd_(params, aligned, *rest),
-        params, grads, states, steps, masks, names, masters, rounding_seed,
+        params, grads, states, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
     _written([*params, *buffers, *steps, *masters])
 
@@ -218,6 +224,7 @@ def masked_adam_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     origins: Sequence[int] = (),
     rounding_seed: int | None = None,
     names: Names = None,
@@ -225,7 +232,7 @@ def masked_adam_(
     """One Adam step (``decoupled=True``: AdamW) on the weights whose bit is 1.
 
     ``exp_avgs``, ``exp_avg_sqs`` and, for amsgrad, ``max_exp_avg_sqs`` ([] otherwise): fp32, laid
-    out as the parameters; written. All else as in :func:`masked_sgd_`.
+    out as the parameters, or compact; written. All else as in :func:`masked_sgd_`.
     """
     if not _pairs("params", params, "grads", grads):
         return
@@ -233,13 +240,13 @@ def masked_adam_(
     if max_exp_avg_sqs:
         moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
     rest = (
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, masters, _rate(lr, params), betas[0],
-        betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, masters, ranks, _rate(lr, params),
+        betas[0], betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
         _optional(found_inf, params), origins, rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_adam_(params, aligned, *rest),
-        params, grads, moments, steps, masks, names, masters, rounding_seed,
+        params, grads, moments, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
     _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps, *masters])
 
@@ -315,18 +322,18 @@ TABLE: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     ),
     "masked_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] steps, "
-        "Tensor[] masks, Tensor(d!)[] masters, Tensor lr, float momentum, float dampening, "
-        "float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf, "
-        "int[] origins, int? rounding_seed) -> ()",
+        "Tensor[] masks, Tensor(d!)[] masters, Tensor[] ranks, Tensor lr, float momentum, "
+        "float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, "
+        "Tensor? found_inf, int[] origins, int? rounding_seed) -> ()",
         _masked_sgd_fake,
         reference.masked_sgd_,
     ),
     "masked_adam_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
         "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor[] masks, Tensor(f!)[] masters, "
-        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
-        "bool maximize, Tensor? grad_scale, Tensor? found_inf, int[] origins, int? rounding_seed) "
-        "-> ()",
+        "Tensor[] ranks, Tensor lr, float beta1, float beta2, float eps, float weight_decay, "
+        "bool decoupled, bool maximize, Tensor? grad_scale, Tensor? found_inf, int[] origins, "
+        "int? rounding_seed) -> ()",
         _masked_adam_fake,
         reference.masked_adam_,
     ),
@@ -449,6 +456,7 @@ def _take_step(
     masks: Sequence[Tensor],
     names: Names,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     rounding_seed: int | None = None,
 ) -> None:
     """Run ``call`` on the gradients, laid out as the parameters.
@@ -458,13 +466,13 @@ def _take_step(
     that look costs more than the step.
     """
     refusal: RuntimeError | None = None
-    lists = [params, grads, *(state for _, state in states), steps, masks, masters]
+    lists = [params, grads, *(state for _, state in states), steps, masks, masters, ranks]
     if _reaches_a_kernel(lists):
         try:
             return call(grads)
         except RuntimeError as error:
             refusal = error
-    aligned = _check_step(params, grads, states, steps, masks, names)
+    aligned = _check_step(params, grads, states, steps, masks, ranks, names)
     _check_half_precision(params, masters, names, rounding_seed)
     if refusal is not None and all(a is b for a, b in zip(aligned, grads, strict=True)):
         raise refusal
@@ -487,21 +495,11 @@ def _check_step(
     states: Sequence[tuple[str, Sequence[Tensor]]],
     steps: Sequence[Tensor],
     masks: Sequence[Tensor],
+    ranks: Sequence[Tensor],
     names: Names,
 ) -> list[Tensor]:
     """All that both steps ask of their lists; returns the gradients laid out as the parameters."""
     _check_all("params", params, names)
-    for role, state in states:
-        _pairs("params", params, role, state)
-        _check_all(role, state, names, dtypes=(torch.float32,))
-        for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
-            _check_beside(role, i, tensor, param, names)
-            if tensor.shape != param.shape or not _same_layout(param, tensor):
-                raise ValueError(
-                    f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
-                    f"{tensor.stride()}, its parameter {tuple(param.shape)} and {param.stride()}; "
-                    "create it by torch.zeros_like(param, dtype=torch.float32)"
-                )
     _pairs("params", params, "steps", steps)
     for i, step in enumerate(steps):
         if step.dtype != torch.float32 or step.dim() != 0:
@@ -520,7 +518,69 @@ def _check_step(
             )
         if words.numel():
             _check_beside("masks", i, words, param, names)
+    _check_ranks(params, masks, ranks, names)
+    for role, state in states:
+        _check_state(role, state, params, ranks, names)
     return _like(params, grads, "grads", names)
+
+
+def _check_ranks(
+    params: Sequence[Tensor], masks: Sequence[Tensor], ranks: Sequence[Tensor], names: Names
+) -> None:
+    if not ranks:
+        return
+    _pairs("params", params, "ranks", ranks)
+    for i, (param, words, own) in enumerate(zip(params, masks, ranks, strict=True)):
+        if not own.numel():
+            continue
+        expected = (param.numel() + bits.RANK_RUN - 1) // bits.RANK_RUN + 1
+        if own.dtype != torch.int64 or own.shape != (expected,):
+            raise ValueError(
+                f"ranks: {_name(i, names)} is {own.dtype} of shape {tuple(own.shape)}; expected "
+                f"int64 ({expected},): bits.ranks(words, param.numel())"
+            )
+        if param.numel() and not words.numel():
+            raise ValueError(
+                f"ranks: {_name(i, names)} has ranks but no words; compact state needs a mask, "
+                "keep dense state and an empty tensor here where every weight moves"
+            )
+        _check_beside("ranks", i, own, param, names)
+        if _is_readable(own) and not torch.equal(own, bits.ranks(words, param.numel())):
+            raise ValueError(
+                f"ranks: {_name(i, names)} does not count the bits of its mask; after a change of "
+                "the mask make it anew by bits.ranks(words, param.numel()), and the state with it"
+            )
+
+
+def _check_state(
+    role: str,
+    state: Sequence[Tensor],
+    params: Sequence[Tensor],
+    ranks: Sequence[Tensor],
+    names: Names,
+) -> None:
+    _pairs("params", params, role, state)
+    _check_all(role, state, names, dtypes=(torch.float32,))
+    for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
+        _check_beside(role, i, tensor, param, names)
+        if ranks and ranks[i].numel():
+            if _is_readable(ranks[i]) and tensor.shape != (int(ranks[i][-1]),):
+                raise ValueError(
+                    f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)}; its mask has "
+                    f"{int(ranks[i][-1])} ones, and compact state is a vector of as many: "
+                    "bits.compress(dense, words), or pass no ranks for dense state"
+                )
+        elif tensor.shape != param.shape or not _same_layout(param, tensor):
+            raise ValueError(
+                f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
+                f"{tensor.stride()}, its parameter {tuple(param.shape)} and {param.stride()}; "
+                "create it by torch.zeros_like(param, dtype=torch.float32)"
+            )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: not while a compiler traces shapes."""
+    return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 def _check_half_precision(

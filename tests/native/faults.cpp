@@ -21,7 +21,7 @@ void plant_short_parameter() {
   Masks none({0});
   none.present[0] = false;
   cpu::masked_sgd(
-      claimed, dense(grads), {}, pointers(steps), none.words(), {},
+      claimed, dense(grads), {}, pointers(steps), none.words(), {}, {},
       {.momentum = 0, .dampening = 0, .weight_decay = 0, .nesterov = false, .maximize = false}, 0.1,
       1.0f);
 }

@@ -82,7 +82,7 @@ void check_sgd(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype,
     List untouched = grads;
     scalar::sgd(wanted, grads, wanted_buffers, wanted_steps, masks, wanted_half, hyper.options,
                 hyper.lr, hyper.grad_scale);
-    cpu::masked_sgd(dense(params), dense(grads), dense(buffers), pointers(steps), masks.words(),
+    cpu::masked_sgd(dense(params), dense(grads), dense(buffers), pointers(steps), masks.words(), {},
                     half.entry(), hyper.options, hyper.lr, hyper.grad_scale);
     expect_same(grads, untouched, at("masked_sgd's gradients", dtype, sizes.size()));
   }
@@ -109,7 +109,7 @@ void check_adam(const std::vector<int64_t>& sizes, Dtype dtype, Dtype grad_dtype
     scalar::adam(wanted, grads, wanted_firsts, wanted_seconds, wanted_max, wanted_steps, masks,
                  wanted_half, hyper.options, hyper.lr, hyper.grad_scale);
     cpu::masked_adam(dense(params), dense(grads), dense(firsts), dense(seconds), dense(largests),
-                     pointers(steps), masks.words(), half.entry(), hyper.options, hyper.lr,
+                     pointers(steps), masks.words(), {}, half.entry(), hyper.options, hyper.lr,
                      hyper.grad_scale);
     expect_same(grads, untouched, at("masked_adam's gradients", dtype, sizes.size()));
   }

@@ -40,11 +40,11 @@ def _arguments(name: str) -> tuple:
         "select_histogram": lambda: (_tensors(1), 0, 0, True),
         "select_pack": lambda: (_tensors(1), 1 << 29, 3, True),
         "masked_sgd_": lambda: (
-            *_step_arguments(1), [], lr, 0.9, 0.1, 0.01, False, False, None, torch.tensor(0.0),
+            *_step_arguments(1), [], [], lr, 0.9, 0.1, 0.01, False, False, None, torch.tensor(0.0),
             [], None,
         ),
         "masked_adam_": lambda: (
-            *_step_arguments(3), [], lr, 0.9, 0.99, 1e-8, 0.01, True, False, torch.tensor(2.0),
+            *_step_arguments(3), [], [], lr, 0.9, 0.99, 1e-8, 0.01, True, False, torch.tensor(2.0),
             None, [], None,
         ),
         "soft_threshold_": lambda: (_tensors(1), _tensors(2), 50),

@@ -23,6 +23,7 @@ struct SgdStep {
   SgdCoefficients coefficients;
   Momentum mode;
   bool nesterov, decay, maximize;
+  bool compact;  // state is that of the selected weights alone
   float grad_scale;
 };
 
@@ -30,6 +31,7 @@ struct AdamStep {
   AdamCoefficients coefficients;
   Decay decay;
   bool maximize;
+  bool compact;
   float grad_scale;
 };
 
@@ -56,6 +58,8 @@ struct Loops {
   // Bits of keys >= threshold; returns how many keys equal it.
   int64_t (*pack)(const float* scores, int64_t n, uint32_t threshold, bool largest,
                   uint32_t* words);
+  // How many of the first n bits are 1.
+  int64_t (*count_ones)(const uint32_t* words, int64_t n);
   void (*masked_sgd)(const Weights* weights, const void* grad, Dtype grad_dtype, float* buffer,
                      const uint32_t* words, int64_t n, const SgdStep* step);
   void (*masked_adam)(const Weights* weights, const void* grad, Dtype grad_dtype, float* m,

@@ -54,10 +54,6 @@ void word_keys(const float* scores, int64_t left, int32_t* keys) {
   }
 }
 
-uint32_t valid_bits(int64_t left) {
-  return left >= kWordBits ? ~uint32_t(0) : ~uint32_t(0) >> (kWordBits - left);
-}
-
 template <bool Largest>
 void census_of(const float* scores, int64_t n, Bracket bracket, uint32_t* candidates,
                Census* census) {

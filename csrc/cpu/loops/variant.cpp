@@ -8,7 +8,7 @@
 namespace salun::cpu::SALUN_ISA {
 
 extern const Loops variant;
-const Loops variant = {accumulate, load,       delta,       take_census,   histogram,
-                       pack,       masked_sgd, masked_adam, soft_threshold};
+const Loops variant = {accumulate, load,       delta,      take_census, histogram,
+                       pack,       count_ones, masked_sgd, masked_adam, soft_threshold};
 
 }  // namespace salun::cpu::SALUN_ISA
