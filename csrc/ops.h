@@ -123,7 +123,9 @@ struct StepScalars {
   Scalar lr, grad_scale, found_inf;  // nothing at all changes where found_inf is not 0
 };
 
-// The same ops as above, on pointers of the device. They return when the kernels are queued.
+// The same ops as above, on pointers of the device. They return when the kernels are queued. Ranks
+// are taken as they are: where they do not fit, weights stay as they were, and no foreign memory is
+// touched.
 void accumulate(Workspace& workspace, std::span<const Dense> scores, std::span<const Dense> grads,
                 ScoreRule rule, bool zero_grads);
 
@@ -141,13 +143,13 @@ void select_pack(Workspace& workspace, std::span<const Strided> scores, uint32_t
 
 void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
-                const StepScalars& scalars);
+                std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
+                const SgdOptions& options, const StepScalars& scalars);
 
 void masked_adam(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs, std::span<const Dense> exp_avg_sqs,
                  std::span<const Dense> max_exp_avg_sqs, std::span<float* const> steps,
-                 std::span<const Words> masks, const HalfPrecision& half,
+                 std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
                  const AdamOptions& options, const StepScalars& scalars);
 
 // Waits for the device to refuse NaN and infinity; nothing is written then.

@@ -57,9 +57,9 @@ class SgdRule {
 
 void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
-                const StepScalars& scalars) {
-  StepLists lists = {params, grads, {momentum_buffers}, steps, masks, half};
+                std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
+                const SgdOptions& options, const StepScalars& scalars) {
+  StepLists lists = {params, grads, {momentum_buffers}, steps, masks, ranks, half};
   step_lists(workspace, lists, SgdRule(options), scalars);
 }
 

@@ -100,8 +100,7 @@ class CudaBackend {
   void masked_sgd(DenseSpan params, DenseSpan grads, DenseSpan buffers, StepSpan steps,
                   WordsSpan masks, Ranks ranks, const HalfPrecision& half,
                   const SgdOptions& options, const StepTensors& tensors) {
-    require(ranks.empty(), "ranks", "compact state is on the CPU only, so far");
-    cuda::masked_sgd(workspace_, params, grads, buffers, steps, masks, half, options,
+    cuda::masked_sgd(workspace_, params, grads, buffers, steps, masks, ranks, half, options,
                      scalars(tensors));
   }
 
@@ -109,9 +108,8 @@ class CudaBackend {
                    DenseSpan max_exp_avg_sqs, StepSpan steps, WordsSpan masks, Ranks ranks,
                    const HalfPrecision& half, const AdamOptions& options,
                    const StepTensors& tensors) {
-    require(ranks.empty(), "ranks", "compact state is on the CPU only, so far");
     cuda::masked_adam(workspace_, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
-                      masks, half, options, scalars(tensors));
+                      masks, ranks, half, options, scalars(tensors));
   }
 
   void soft_threshold(DenseSpan params, DenseSpan anchors, int64_t k, float* tau) {
