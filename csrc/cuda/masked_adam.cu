@@ -7,7 +7,8 @@ namespace {
 template <bool Amsgrad>
 class AdamRule {
  public:
-  static constexpr int kStates = Amsgrad ? 3 : 2, kResidentBlocks = Amsgrad ? 2 : 3;
+  static constexpr int kStates = Amsgrad ? 3 : 2;
+  static constexpr int kResidentBlocks = Amsgrad ? 2 : 3, kCompactBlocks = 2;
   using Coefficients = AdamCoefficients;
 
   explicit AdamRule(const AdamOptions& options) : options_(options) {}

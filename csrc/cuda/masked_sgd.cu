@@ -6,7 +6,7 @@ namespace {
 
 class SgdRule {
  public:
-  static constexpr int kStates = 1, kResidentBlocks = 4;
+  static constexpr int kStates = 1, kResidentBlocks = 4, kCompactBlocks = 4;
   struct Coefficients {
     SgdCoefficients values;
     Momentum mode;

@@ -3,6 +3,7 @@
 // weight:
 //   kStates            fp32 numbers per weight
 //   kResidentBlocks    per multiprocessor: as many as fit without spilling registers
+//   kCompactBlocks     the same with compact state
 //   Coefficients       of one tensor
 //   coefficients(lr, t), maximize
 //   with_update(coefficients, body): calls body(update) with the one update(g, theta, states) that
@@ -159,6 +160,9 @@ class CarefulWeights {
 template <int States>
 class DenseState {
  public:
+  template <class Rule>
+  static constexpr int kBlocks = Rule::kResidentBlocks;
+
   __device__ __forceinline__ explicit DenseState(const StepSlot& slot) : slot_(slot) {}
 
   // Calls body(at, count, moving) for the groups of this thread; moving: their bits.
@@ -189,6 +193,9 @@ class DenseState {
 template <int States>
 class CompactState {
  public:
+  template <class Rule>
+  static constexpr int kBlocks = Rule::kCompactBlocks;
+
   __device__ __forceinline__ explicit CompactState(const StepSlot& slot) : slot_(slot) {}
 
   // All threads of a warp take part in every turn, with a group or without: they count together.
@@ -284,7 +291,7 @@ __device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const
 
 // State: DenseState or CompactState.
 template <class Rule, class ParamFormat, class GradFormat, template <int> class State>
-__global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
+__global__ void __launch_bounds__(kBlock, State<Rule::kStates>::template kBlocks<Rule>)
     masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
                 const typename Rule::Coefficients* coefficients) {
   step_weights<Rule, NearestWeights<ParamFormat>, State<Rule::kStates>, GradFormat>(
