@@ -124,8 +124,7 @@ struct StepScalars {
 };
 
 // The same ops as above, on pointers of the device. They return when the kernels are queued. Ranks
-// are taken as they are: where they do not fit, weights stay as they were, and no foreign memory is
-// touched.
+// are taken on trust: those of another mask mix up state, but touch no foreign memory.
 void accumulate(Workspace& workspace, std::span<const Dense> scores, std::span<const Dense> grads,
                 ScoreRule rule, bool zero_grads);
 

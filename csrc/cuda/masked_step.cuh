@@ -160,8 +160,7 @@ class CarefulWeights {
 template <int States>
 class DenseState {
  public:
-  template <class Rule>
-  static constexpr int kBlocks = Rule::kResidentBlocks;
+  static constexpr bool kCompact = false;
 
   __device__ __forceinline__ explicit DenseState(const StepSlot& slot) : slot_(slot) {}
 
@@ -193,8 +192,7 @@ class DenseState {
 template <int States>
 class CompactState {
  public:
-  template <class Rule>
-  static constexpr int kBlocks = Rule::kCompactBlocks;
+  static constexpr bool kCompact = true;
 
   __device__ __forceinline__ explicit CompactState(const StepSlot& slot) : slot_(slot) {}
 
@@ -291,7 +289,8 @@ __device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const
 
 // State: DenseState or CompactState.
 template <class Rule, class ParamFormat, class GradFormat, template <int> class State>
-__global__ void __launch_bounds__(kBlock, State<Rule::kStates>::template kBlocks<Rule>)
+__global__ void __launch_bounds__(kBlock, State<Rule::kStates>::kCompact ? Rule::kCompactBlocks
+                                                                         : Rule::kResidentBlocks)
     masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
                 const typename Rule::Coefficients* coefficients) {
   step_weights<Rule, NearestWeights<ParamFormat>, State<Rule::kStates>, GradFormat>(

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "cases.h"
+#include "rules/bits.h"
 
 namespace {
 
