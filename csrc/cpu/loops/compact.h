@@ -121,8 +121,9 @@ int64_t update_selected(const float* g, float* p, const uint32_t* words, int64_t
 
 int64_t count_ones(const uint32_t* words, int64_t n) {
   int64_t ones = 0;
-  for (int64_t base = 0; base < n; base += kWordBits)
-    ones += __builtin_popcount(words[base / kWordBits] & valid_bits(n - base));
+  for (int64_t i = 0; i < n / kWordBits; ++i) ones += __builtin_popcount(words[i]);
+  if (int64_t rest = n % kWordBits)
+    ones += __builtin_popcount(words[n / kWordBits] & valid_bits(rest));
   return ones;
 }
 
