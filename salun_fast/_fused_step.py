@@ -38,6 +38,18 @@ class HalfPrecision(NamedTuple):
         return {}
 
 
+class Lists(NamedTuple):
+    """What one call of an op takes of its parameters."""
+
+    names: Sequence[str]
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    words: Sequence[Tensor]
+    slots: Sequence[Sequence[Tensor]]  # per-weight state, in the order of state_keys()
+    steps: Sequence[Tensor]
+    half: dict[str, Any]
+
+
 def fused_step(
     group: Group,
     items: Sequence[Item],
@@ -47,75 +59,69 @@ def fused_step(
     found_inf: Tensor | None,
 ) -> None:
     """One step of one parameter group; ``states`` are the parameters' entries, filled as needed."""
-    update = _sgd if "momentum" in group else _adam
     for device in {item.param.device: None for item in items}:
         chosen = [i for i, item in enumerate(items) if item.param.device == device]
-        update(
-            group,
-            [items[i] for i in chosen],
-            [states[i] for i in chosen],
-            half,
-            grad_scale,
-            found_inf,
-        )
+        lists = _lists(group, [items[i] for i in chosen], [states[i] for i in chosen], half)
+        call_op(group, lists, grad_scale, found_inf)
 
 
-def _sgd(
-    group: Group,
-    items: list[Item],
-    states: list[State],
-    half: HalfPrecision,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    buffers, steps = ready_state(group, items, states)
-    ops.masked_sgd_(
+def _lists(group: Group, items: list[Item], states: list[State], half: HalfPrecision) -> Lists:
+    slots, steps = ready_state(group, items, states)
+    return Lists(
+        [item.name for item in items],
         [item.param for item in items],
         [item.grad for item in items],
-        buffers[0] if buffers else [],
-        steps,
         [item.words for item in items],
+        slots,
+        steps,
+        half.options(items, states),
+    )
+
+
+def call_op(
+    group: Group, lists: Lists, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
+    """The masked op of the group's class, with the group's options as they are now."""
+    (_sgd if "momentum" in group else _adam)(
+        group, lists, grad_scale=grad_scale, found_inf=found_inf, names=lists.names, **lists.half
+    )
+
+
+def _sgd(group: Group, lists: Lists, **options: Any) -> None:
+    ops.masked_sgd_(
+        lists.params,
+        lists.grads,
+        lists.slots[0] if lists.slots else [],
+        lists.steps,
+        lists.words,
         lr=group["lr"],
         momentum=float(group["momentum"]),
         dampening=float(group["dampening"]),
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        **half.options(items, states),
-        names=[item.name for item in items],
+        **options,
     )
 
 
-def _adam(
-    group: Group,
-    items: list[Item],
-    states: list[State],
-    half: HalfPrecision,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    (means, squares, *maxima), steps = ready_state(group, items, states)
+def _adam(group: Group, lists: Lists, **options: Any) -> None:
+    means, squares, *maxima = lists.slots
     beta1, beta2 = group["betas"]
     ops.masked_adam_(
-        [item.param for item in items],
-        [item.grad for item in items],
+        lists.params,
+        lists.grads,
         means,
         squares,
         maxima[0] if maxima else [],
-        steps,
-        [item.words for item in items],
+        lists.steps,
+        lists.words,
         lr=group["lr"],
         betas=(float(beta1), float(beta2)),
         eps=float(group["eps"]),
         weight_decay=float(group["weight_decay"]),
         decoupled=group["decoupled_weight_decay"],
         maximize=group["maximize"],
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        **half.options(items, states),
-        names=[item.name for item in items],
+        **options,
     )
 
 
@@ -127,11 +133,11 @@ def ready_state(
     Gradients are not read. Master copies, which are no zeros, are another matter.
     """
     pairs = list(zip(items, states, strict=True))
-    slots = [[_slot(state, key, item) for item, state in pairs] for key in _keys(group)]
+    slots = [[_slot(state, key, item) for item, state in pairs] for key in state_keys(group)]
     return slots, _steps(items, states)
 
 
-def _keys(group: Group) -> tuple[str, ...]:
+def state_keys(group: Group) -> tuple[str, ...]:
     """What the ops keep per weight, for the options of the group."""
     if "momentum" in group:
         return ("momentum_buffer",) if float(group["momentum"]) != 0 else ()

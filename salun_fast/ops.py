@@ -196,11 +196,11 @@ def masked_sgd_(
         lambda aligned: torch.ops.salun_fast.masked_sgd_(params, aligned, *rest),
         params, grads, states, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
-    _written([*params, *buffers, *steps, *masters])
+    _written(params, buffers, masters)
 
 
 def _masked_sgd_fake(params: list[Tensor], *rest: Any) -> None:
-    return None
+    _refuse_several_devices(params, *rest)
 
 
 # --- masked_adam_ ---------------------------------------------------------------------------------
@@ -248,11 +248,11 @@ def masked_adam_(
         lambda aligned: torch.ops.salun_fast.masked_adam_(params, aligned, *rest),
         params, grads, moments, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
-    _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps, *masters])
+    _written(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
 
 
 def _masked_adam_fake(params: list[Tensor], *rest: Any) -> None:
-    return None
+    _refuse_several_devices(params, *rest)
 
 
 # --- soft_threshold_ ------------------------------------------------------------------------------
@@ -361,7 +361,13 @@ def _announced(name: str, twin: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as a registered kernel: never reached unannounced, on CUDA only on demand."""
 
     def kernel(tensors: list[Tensor], *rest: Any) -> Any:
-        _load.admit_reference(name, tensors[0].device.type)
+        device = tensors[0].device.type
+        if _load.has_kernels(device):
+            raise RuntimeError(
+                f"salun_fast::{name} has a kernel for {device}, and one of its tensors leads "
+                "elsewhere: expected strided tensors of one device"
+            )
+        _load.admit_reference(name, device)
         return twin(tensors, *rest)
 
     return kernel
@@ -461,13 +467,13 @@ def _take_step(
 ) -> None:
     """Run ``call`` on the gradients, laid out as the parameters.
 
-    A kernel refuses what it cannot take before it writes. So where a kernel runs, every tensor is
-    looked at, and the misfit named, only after a refusal: with hundreds of parameters on a GPU
-    that look costs more than the step.
+    A kernel refuses what it cannot take before it writes, and so do the reference and the fake that
+    a lone sparse tensor, or one on another device, leads to. So every tensor is looked at, and the
+    misfit named, only after a refusal: with hundreds of parameters that look costs more than the
+    step.
     """
     refusal: RuntimeError | None = None
-    lists = [params, grads, *(state for _, state in states), steps, masks, masters, ranks]
-    if _reaches_a_kernel(lists):
+    if not torch.compiler.is_compiling() and _load.has_kernels(params[0].device.type):
         try:
             return call(grads)
         except RuntimeError as error:
@@ -477,16 +483,6 @@ def _take_step(
     if refusal is not None and all(a is b for a, b in zip(aligned, grads, strict=True)):
         raise refusal
     return call(aligned)
-
-
-def _reaches_a_kernel(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether a call with these tensors goes to a kernel: one lone tensor that is sparse or on
-    another device would take it elsewhere."""
-    device = lists[0][0].device
-    if torch.compiler.is_compiling() or not _load.has_kernels(device.type):
-        return False
-    strided = torch.strided
-    return all(t.device == device and t.layout is strided for tensors in lists for t in tensors)
 
 
 def _check_step(
@@ -618,6 +614,14 @@ def _scalar(value: Tensor, params: Sequence[Tensor]) -> Tensor:
     return value if value.device.type == "cpu" else value.to(params[0].device)
 
 
+def _refuse_several_devices(*arguments: Any) -> None:
+    """One lone meta tensor leads to the fake, by which nothing at all would happen."""
+    lists = [argument for argument in arguments if isinstance(argument, list)]
+    devices = {t.device for tensors in lists for t in tensors if isinstance(t, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"expected all tensors on one device, found {devices}")
+
+
 def _optional(value: Tensor | None, params: Sequence[Tensor]) -> Tensor | None:
     return None if value is None else _scalar(value, params)
 
@@ -626,9 +630,10 @@ def _empty_words(scores: Sequence[Tensor]) -> list[Tensor]:
     return [score.new_empty(bits.word_count(score.numel()), dtype=torch.int32) for score in scores]
 
 
-def _written(tensors: Sequence[Tensor]) -> None:
+def _written(*lists: Sequence[Tensor]) -> None:
     """Kernels write behind autograd's back: tell it, or a later backward is silently wrong."""
-    torch.autograd.graph.increment_version(tensors)
+    for tensors in lists:  # one list of all would cost half as much again
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _naming_nonfinite(

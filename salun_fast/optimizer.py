@@ -57,6 +57,7 @@ from salun_fast._shards import (
     local,
 )
 from salun_fast._stand_in import on_the_wrapped_one
+from salun_fast._step_plan import StepPlan
 from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
@@ -149,6 +150,7 @@ class SalUnOptimizer(Optimizer):
         self._checks_left = 0
         self._placed = PlacedMask(None)
         self._origins: dict[str, int] = {}
+        self._plan: StepPlan | None = None
 
     # --- mask -------------------------------------------------------------------------------------
 
@@ -178,7 +180,11 @@ class SalUnOptimizer(Optimizer):
     def _put_in_force(self, mask: AnyMask | None) -> None:
         self._mask = mask
         self._checks_left = _CHECKED_STEPS if mask is not None else 0
-        self._placed = PlacedMask(mask)
+        self._place()
+
+    def _place(self) -> None:
+        self._plan = None
+        self._placed = PlacedMask(self._mask)
         self._placed.place(self._named())
         self._origins = self._flat_origins()
 
@@ -297,8 +303,12 @@ class SalUnOptimizer(Optimizer):
             from salun_fast import _graphs
 
             _graphs.step_outside(self)
-        else:
+        elif torch.compiler.is_compiling():
             self._step_on(self._collect())
+        elif not self._step_by_plan():
+            work = self._collect()
+            self._step_on(work)
+            self._plan_for(work)
         return loss
 
     # torch's schedulers put a wrapper of theirs around step, which torch.compile cannot trace, to
@@ -402,6 +412,23 @@ class SalUnOptimizer(Optimizer):
         sharded = any(hasattr(type(param), "to_local") for param in params)
         return self._runs_fused and not sharded
 
+    def _step_by_plan(self) -> bool:
+        """Take the step as the last one; False, with nothing changed, where it is another."""
+        if self._plan is None or self._dense_steps or self._checks_left:
+            return False
+        grad_scale, found_inf = self._scaling()
+        return self._plan.step(self.param_groups, self.state, grad_scale, found_inf)
+
+    def _plan_for(self, work: Work) -> None:
+        """Keep what was collected for the next step, if that is all that a step looks at."""
+        if self._dense_steps:
+            return
+        plain = self._runs_fused and self._freeze == "exact" and not self._error_if_nonfinite
+        whole = all(item.param is item.owner for pairs in work for item, _ in pairs)
+        self._plan = None
+        if plain and whole:
+            self._plan = StepPlan(self.param_groups, self.state, work, self._half)
+
     def _step_on(self, work: Work) -> None:
         if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
@@ -463,8 +490,7 @@ class SalUnOptimizer(Optimizer):
         return {name: end - param.numel() for (name, param), end in zip(named, ends, strict=True)}
 
     def _fused_step(self, work: Work) -> None:
-        grad_scale = getattr(self, "grad_scale", None)
-        found_inf = getattr(self, "found_inf", None)
+        grad_scale, found_inf = self._scaling()
         if torch.compiler.is_compiling():
             self._fill_state(tuple(tuple(item.name for item, _ in pairs) for pairs in work))
         for group, pairs in zip(self._groups, work, strict=True):
@@ -476,6 +502,10 @@ class SalUnOptimizer(Optimizer):
                 ]
             states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, self._half, grad_scale, found_inf)
+
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """What ``GradScaler`` leaves for a step."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
     def _fill_state(self, named: tuple[tuple[str, ...], ...]) -> None:
         """Make the state of these parameters, given by group; there is no need of gradients.
@@ -633,9 +663,7 @@ class SalUnOptimizer(Optimizer):
         super().__setstate__(state)
         # The wrapped class fills in what older checkpoints lack.
         self._wrapped.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self._placed = PlacedMask(self._mask)
-        self._placed.place(self._named())
-        self._origins = self._flat_origins()
+        self._place()
 
     def _share(self) -> None:
         self._wrapped.param_groups, self._wrapped.state = self.param_groups, self.state
