@@ -24,9 +24,10 @@ from salun_fast._fused_step import (
     State,
     call_op,
     fused_step,
+    ranks_of,
     state_keys,
 )
-from salun_fast._placed_mask import Item
+from salun_fast._placed_mask import Item, Place
 
 # Nothing was written where the op, or what prepares its arguments, raises one of these.
 _REFUSALS = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -106,6 +107,8 @@ class _Part(NamedTuple):
     params: list[Tensor]
     dtypes: list[torch.dtype]
     words: list[Tensor]
+    ranks: list[Tensor]
+    places: list[Place | None]
     origins: list[int]
     entries: list[State]
     ordered: list[Tensor]
@@ -125,6 +128,8 @@ class _Part(NamedTuple):
             params,
             [param.dtype for param in params],
             [item.words for item in items],
+            ranks_of([item.place for item in items]),
+            [item.place for item in items],
             [item.origin for item in items],
             [state[item.owner] for item in items],
             ordered,
@@ -142,14 +147,26 @@ class _Part(NamedTuple):
         )
         if outdated:
             raise ValueError("the plan is outdated")
+        slots = [[entry[key] for entry in self.entries] for key in self.keys]
+        if self.ranks and not all(map(self._fits, slots)):
+            raise ValueError("the plan is outdated")
         return Lists(
             self.names,
             self.params,
             grads,  # type: ignore[arg-type]
             self.words,
-            [[entry[key] for entry in self.entries] for key in self.keys],
+            self.ranks,
+            slots,
             [entry["step"] for entry in self.entries],
             self._half_options(half),
+        )
+
+    def _fits(self, slot: Sequence[Tensor]) -> bool:
+        """Whether compact state has its size, which a kernel on a GPU takes on trust."""
+        pairs = zip(self.places, slot, strict=True)
+        return all(
+            place is None or not place.is_compact or vector.shape == (place.selected,)
+            for place, vector in pairs
         )
 
     def _half_options(self, half: HalfPrecision) -> dict[str, Any]:
@@ -169,10 +186,12 @@ class _Part(NamedTuple):
 
     def items(self, grads: Sequence[Tensor]) -> list[Item]:
         """As the long way takes them."""
-        rows = zip(self.names, self.params, grads, self.words, self.origins, strict=True)
+        rows = zip(
+            self.names, self.params, grads, self.words, self.origins, self.places, strict=True
+        )
         return [
-            Item(name, param, grad, words, param, origin)
-            for name, param, grad, words, origin in rows
+            Item(name, param, grad, words, param, origin, place)
+            for name, param, grad, words, origin, place in rows
         ]
 
 

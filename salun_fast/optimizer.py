@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from salun_fast import names, ops
 from salun_fast._capture import capturing
+from salun_fast._compact_state import expand_packed, lay_anew
 from salun_fast._fused_step import (
     FUSED_CLASSES,
     STATE_KEYS,
@@ -31,6 +32,7 @@ from salun_fast._optimizer_checks import (
     check_mask,
     check_names,
     check_options,
+    refuse_compact_fp64,
 )
 from salun_fast._optimizer_state import (
     FINGERPRINT,
@@ -43,6 +45,7 @@ from salun_fast._optimizer_state import (
 from salun_fast._placed_mask import (
     Item,
     NonfiniteGradientError,
+    Place,
     PlacedMask,
     masked_gradient,
     refuse_nonfinite,
@@ -89,7 +92,13 @@ class SalUnOptimizer(Optimizer):
     fp64 parameters, run through ``_general_step``, where these options are the wrapped step's own.
     ``mask``: a :class:`SaliencyMask`, or None for the wrapped optimizer as it is. A parameter
     without an entry in the mask moves as a whole.
-    ``state``: "dense" is what exists.
+    ``state``: "dense", or "compact" for SGD, Adam and AdamW to keep moments of the selected weights
+    alone: memory is density times that of dense state, for the same bits. ``state[param]`` then
+    holds vectors in the memory order of the parameter (what this process holds of it); parameters
+    without an entry in the mask, and masters of half precision, stay dense. Checkpoints are dense
+    either way and load either way. Another mask re-lays the state: weights selected before and
+    after keep their moments, newly selected ones begin at zero, and what is frozen loses its own,
+    which dense state would keep. Neither :meth:`unmasked` nor ``freeze="gradient"`` can be had.
     ``freeze``: "exact", or "gradient" to mask gradients only, as SalUn's public code did before
     2026-02-28: weight decay and momentum then move "frozen" weights.
     ``half_precision``: how fp16 and bf16 parameters take the fp32 results of SGD, Adam and AdamW:
@@ -118,7 +127,7 @@ class SalUnOptimizer(Optimizer):
         optimizer_class: type[Optimizer] = torch.optim.SGD,
         *,
         mask: SaliencyMask | None = None,
-        state: Literal["dense"] = "dense",
+        state: Literal["dense", "compact"] = "dense",
         freeze: Literal["exact", "gradient"] = "exact",
         half_precision: Literal["nearest", "stochastic", "master"] = "nearest",
         seed: int = 0,
@@ -131,6 +140,7 @@ class SalUnOptimizer(Optimizer):
         self._optimizer_class = optimizer_class
         self._freeze = freeze
         self._half = HalfPrecision(half_precision, seed)
+        self._compact = state == "compact"
         self._error_if_nonfinite = error_if_nonfinite
         self._mask: AnyMask | None = None
         self._reset_transient()
@@ -164,7 +174,8 @@ class SalUnOptimizer(Optimizer):
     def set_mask(self, mask: SaliencyMask | ShardedMask | None, *, strict: bool = True) -> None:
         """Freeze what ``mask`` leaves out, from the next step on; None frees every weight.
 
-        State is kept: weights that become frozen keep theirs untouched. Names match as in
+        State is kept: weights that become frozen keep theirs untouched; compact state is re-laid
+        (see ``state`` of the class). Names match as in
         :meth:`SaliencyMask.check`, and what does not fit raises ValueError; with ``strict=False``
         it is passed over: such parameters move as a whole. A mask that selects no weight which
         this optimizer trains is an error either way. Of a whole mask, each process keeps the bits
@@ -180,11 +191,21 @@ class SalUnOptimizer(Optimizer):
     def _put_in_force(self, mask: AnyMask | None) -> None:
         self._mask = mask
         self._checks_left = _CHECKED_STEPS if mask is not None else 0
+        before = self._placed
         self._place()
+        if self._compact:
+            for name, param in self._named():
+                self._lay_anew(name, param, before.known(param))
+
+    def _lay_anew(self, name: str, param: Tensor, before: Place | None) -> None:
+        """Compact state goes where the words of ``param`` now lie."""
+        now = self._placed.at(name, param)
+        if before is not None and before is not now and param in self.state:
+            lay_anew(self.state[param], param, before, now)
 
     def _place(self) -> None:
         self._plan = None
-        self._placed = PlacedMask(self._mask)
+        self._placed = PlacedMask(self._mask, compact=self._compact)
         self._placed.place(self._named())
         self._origins = self._flat_origins()
 
@@ -244,7 +265,15 @@ class SalUnOptimizer(Optimizer):
     @on_the_wrapped_one
     @contextmanager
     def unmasked(self) -> Iterator[None]:
-        """Steps inside are dense; afterwards frozen weights keep the values they then have."""
+        """Steps inside are dense; afterwards frozen weights keep the values they then have.
+
+        Raises ValueError for compact state, which lacks the moments of frozen weights.
+        """
+        if self._compact:
+            raise ValueError(
+                "unmasked() steps every weight, and state='compact' keeps moments of the selected "
+                "ones alone: use state='dense'"
+            )
         outer, self._dense_steps = self._dense_steps, True
         try:
             yield
@@ -470,12 +499,22 @@ class SalUnOptimizer(Optimizer):
 
     def _item(self, name: str, param: Tensor, grad: Tensor) -> Item:
         check_gradient(name, grad)
-        words = self._placed.words(name, param)
-        if self._dense_steps:
-            words = words[:0]
-        return Item(
-            name, local(param), beside(grad, param), words, param, self._origin(name, param)
-        )
+        place = self._place_of(name, param)
+        words = place.words[:0] if self._dense_steps else place.words
+        origin = self._origin(name, param)
+        return Item(name, local(param), beside(grad, param), words, param, origin, place)
+
+    def _place_of(self, name: str, param: Tensor) -> Place:
+        before = self._placed.known(param) if self._compact else None
+        place = self._placed.at(name, param)
+        if before is not None and before.stride != place.stride:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    f"'{name}' changed its strides, and its compact state must be laid out anew: "
+                    "call step() once outside of the graph"
+                )
+            self._lay_anew(name, param, before)
+        return place
 
     def _origin(self, name: str, param: Tensor) -> int:
         """Flat index of the first element here, by which stochastic rounding draws its bits."""
@@ -526,6 +565,8 @@ class SalUnOptimizer(Optimizer):
     _fill_state._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _general_step(self, work: Work) -> None:
+        if self._compact:
+            refuse_compact_fp64(next(n for n, p in self._named() if p.dtype not in ops.FLOATS))
         self._share()
         items = [pair for pairs in work for pair in pairs]
         general_step(self._wrapped, items, restore=self._freeze == "exact")
@@ -575,7 +616,7 @@ class SalUnOptimizer(Optimizer):
         try:
             check_names(self.param_groups[-1])
             added = list(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
-            check_group(self.param_groups[-1], added, self._half.mode)
+            check_group(self.param_groups[-1], added, self._half.mode, compact=self._compact)
             self._placed.place(added)
             self._origins = self._flat_origins()
         except (TypeError, ValueError):
@@ -585,12 +626,15 @@ class SalUnOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the mask beside it under "salun_mask" and its fingerprint per group.
 
+        Compact state is expanded to torch's shapes, zeros where weights are frozen.
         The mask of sharded parameters is left out: ``distributed.MaskState`` saves it.
         """
 
         def add_mask(_: Optimizer, packed: dict[str, Any]) -> None:
             if isinstance(self._mask, SaliencyMask):
                 packed[MASK] = mask_to_state(self._mask)
+            if self._compact:
+                expand_packed(packed, self.param_groups, self._placed.known)
             for group in packed["param_groups"]:
                 group[FINGERPRINT] = fingerprint_of(self._mask)
 
@@ -650,10 +694,14 @@ class SalUnOptimizer(Optimizer):
             "_optimizer_class",
             "_freeze",
             "_half",
+            "_compact",
             "_error_if_nonfinite",
             "_mask",
             "_checks_left",
         )
+        if self._compact:  # a copy knows the strides of now alone, so state must lie as they do
+            for name, param in self._named():
+                self._place_of(name, param)
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
