@@ -202,6 +202,32 @@ def test_copies_and_pickles_stay_compact_and_go_on():
         assert same_bytes(one, three)
 
 
+def test_distributed_checkpoint_sees_dense_state_and_fills_compact_state():
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    mask = SaliencyMask.from_dict({n: torch.rand(p.shape) < 0.5 for n, p in
+                                   model.named_parameters()})  # fmt: skip
+    make = partial(
+        SalUnOptimizer, list(model.named_parameters()), torch.optim.AdamW, mask=mask,
+        state="compact",
+    )  # fmt: skip
+    first, second = make(), make()
+    model(torch.randn(2, 4)).sum().backward()
+    first.step()
+    state = get_optimizer_state_dict(model, first)
+    assert state["state"]["weight"]["exp_avg"].shape == (3, 4)
+    set_optimizer_state_dict(model, second, state)
+    for param in model.parameters():
+        mine, theirs = first.state[param]["exp_avg"], second.state[param]["exp_avg"]
+        assert theirs.dim() == 1
+        assert same_bytes(mine, theirs)
+
+
 def test_what_state_dict_returns_is_no_part_of_the_optimizer():
     _, (optimizer, params) = pair(SOME[1])
     run(optimizer, params, range(3))
@@ -282,6 +308,23 @@ def test_moments_follow_a_parameter_that_changes_its_strides(then, how):
             optimizer.step()
         found.append(conv.weight.detach().contiguous())
     assert same_bytes(*found)
+
+
+def test_steps_in_backward_have_the_bits_of_dense_state():
+    found = []
+    for state in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 5)
+        mask = SaliencyMask.from_dict({n: torch.rand(p.shape) < 0.5 for n, p in
+                                       model.named_parameters()})  # fmt: skip
+        optimizer = SalUnOptimizer(
+            model.named_parameters(), torch.optim.Adam, state=state, mask=mask
+        )
+        with optimizer.step_in_backward():
+            for _ in range(3):
+                model(torch.randn(2, 6)).square().sum().backward()
+        found.append([param.detach() for param in model.parameters()])
+    assert all(same_bytes(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_selecting_again_re_lays_the_state():
