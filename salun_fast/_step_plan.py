@@ -71,7 +71,7 @@ class StepPlan:
             ready = [part.lists(groups[part.group_index], self._half) for part in self._parts]
         except _REFUSALS:
             return False
-        if len(ready) > 1 and not all(map(_one_call_cannot_fail_after_another, ready)):
+        if len(ready) > 1 and not all(map(_is_usual, ready)):
             return False
         for position, (part, lists) in enumerate(zip(self._parts, ready, strict=True)):
             group = groups[part.group_index]
@@ -195,7 +195,7 @@ class _Part(NamedTuple):
         ]
 
 
-def _one_call_cannot_fail_after_another(lists: Lists) -> bool:
+def _is_usual(lists: Lists) -> bool:
     """Whether no parameter or gradient is of the kinds that a step refuses, or takes elsewhere, as
     a whole: a lone call may find out by itself."""
     dtypes = {param.dtype for param in lists.params} | {grad.dtype for grad in lists.grads}
