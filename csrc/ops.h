@@ -39,6 +39,11 @@ struct Words {
   uint32_t* data;  // [ceil(numel / 32)], or null where every weight moves
 };
 
+// State of a step is laid out as its parameter, or compact: that of the selected weights alone, one
+// behind the other in memory order, found by the ranks of the mask (rules/bits.h).
+using Ranks =
+    std::span<const int64_t* const>;  // [rank_count(numel)] each; empty, or null: not compact
+
 // How parameters of half precision take fp32 results: by way of a master copy, rounded to nearest,
 // or stochastically (bf16 only, rules/rounding.h). fp32 parameters are exact either way.
 struct HalfPrecision {
@@ -91,21 +96,22 @@ void select_pack(std::span<const Strided> scores, uint32_t threshold, int64_t ti
                  std::span<const Words> masks);  // written
 
 // One SGD step on the weights whose bit is 1. Gradients are divided by grad_scale; 1 leaves them.
+// Throws std::runtime_error, with nothing written, where ranks do not fit masks and state.
 void masked_sgd(std::span<const Dense> params,  // written
                 std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers,  // fp32, written; empty without momentum
                 std::span<float* const> steps,            // steps taken before; incremented
-                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
-                double lr, float grad_scale);
+                std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
+                const SgdOptions& options, double lr, float grad_scale);
 
-// One Adam or AdamW step on the weights whose bit is 1.
+// One Adam or AdamW step on the weights whose bit is 1; throws as masked_sgd.
 void masked_adam(std::span<const Dense> params,  // written
                  std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs,         // fp32, written
                  std::span<const Dense> exp_avg_sqs,      // fp32, written
                  std::span<const Dense> max_exp_avg_sqs,  // fp32, written; empty without amsgrad
                  std::span<float* const> steps,           // steps taken before; incremented
-                 std::span<const Words> masks, const HalfPrecision& half,
+                 std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
                  const AdamOptions& options, double lr, float grad_scale);
 
 // Δ = params - anchors shrinks by τ, the k-th smallest |Δ|. Returns τ; throws as select.
@@ -142,7 +148,8 @@ struct StepScalars {
   Scalar lr, grad_scale, found_inf;  // nothing at all changes where found_inf is not 0
 };
 
-// The same ops as above, on pointers of the device. They return when the kernels are queued.
+// The same ops as above, on pointers of the device. They return when the kernels are queued. Ranks
+// are taken on trust: those of another mask mix up state, but touch no foreign memory.
 void accumulate(Workspace& workspace, std::span<const Dense> scores, std::span<const Dense> grads,
                 ScoreRule rule, bool zero_grads);
 
@@ -160,13 +167,13 @@ void select_pack(Workspace& workspace, std::span<const Strided> scores, uint32_t
 
 void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
-                const StepScalars& scalars);
+                std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
+                const SgdOptions& options, const StepScalars& scalars);
 
 void masked_adam(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs, std::span<const Dense> exp_avg_sqs,
                  std::span<const Dense> max_exp_avg_sqs, std::span<float* const> steps,
-                 std::span<const Words> masks, const HalfPrecision& half,
+                 std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
                  const AdamOptions& options, const StepScalars& scalars);
 
 // Waits for the device to refuse NaN and infinity; nothing is written then.

@@ -78,16 +78,18 @@ struct TorchOps {
 
   static void masked_sgd(const Tensors& params, const Tensors& grads,
                          const Tensors& momentum_buffers, const Tensors& steps,
-                         const Tensors& masks, const Tensors& masters, const Tensor& lr,
-                         double momentum, double dampening, double weight_decay, bool nesterov,
-                         bool maximize, const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
-                         const std::vector<int64_t>& origins, std::optional<int64_t> seed) {
+                         const Tensors& masks, const Tensors& masters, const Tensors& ranks,
+                         const Tensor& lr, double momentum, double dampening, double weight_decay,
+                         bool nesterov, bool maximize, const MaybeTensor& grad_scale,
+                         const MaybeTensor& found_inf, const std::vector<int64_t>& origins,
+                         std::optional<int64_t> seed) {
     require(momentum == 0.0 || momentum_buffers.size() == params.size(), "momentum_buffers",
             "momentum needs one buffer per parameter");
     Backend(params[0]).masked_sgd(
         dense_list_like(params, params, "params"), dense_list_like(grads, params, "grads"),
-        state_list(momentum_buffers, params, "momentum_buffers"), step_list(steps, params),
-        word_list(masks, params, true), HalfTensors(masters, params, origins, seed),
+        optional_state_list(momentum_buffers, params, ranks, "momentum_buffers"),
+        step_list(steps, params), word_list(masks, params, true), rank_list(ranks, params, masks),
+        HalfTensors(masters, params, origins, seed),
         {.momentum = momentum,
          .dampening = dampening,
          .weight_decay = weight_decay,
@@ -99,16 +101,17 @@ struct TorchOps {
   static void masked_adam(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
                           const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs,
                           const Tensors& steps, const Tensors& masks, const Tensors& masters,
-                          const Tensor& lr, double beta1, double beta2, double eps,
-                          double weight_decay, bool decoupled, bool maximize,
+                          const Tensors& ranks, const Tensor& lr, double beta1, double beta2,
+                          double eps, double weight_decay, bool decoupled, bool maximize,
                           const MaybeTensor& grad_scale, const MaybeTensor& found_inf,
                           const std::vector<int64_t>& origins, std::optional<int64_t> seed) {
     Backend(params[0]).masked_adam(
         dense_list_like(params, params, "params"), dense_list_like(grads, params, "grads"),
-        dense_list_like(exp_avgs, params, "exp_avgs", true),
-        dense_list_like(exp_avg_sqs, params, "exp_avg_sqs", true),
-        state_list(max_exp_avg_sqs, params, "max_exp_avg_sqs"), step_list(steps, params),
-        word_list(masks, params, true), HalfTensors(masters, params, origins, seed),
+        state_list(exp_avgs, params, ranks, "exp_avgs"),
+        state_list(exp_avg_sqs, params, ranks, "exp_avg_sqs"),
+        optional_state_list(max_exp_avg_sqs, params, ranks, "max_exp_avg_sqs"),
+        step_list(steps, params), word_list(masks, params, true), rank_list(ranks, params, masks),
+        HalfTensors(masters, params, origins, seed),
         {.beta1 = beta1,
          .beta2 = beta2,
          .eps = eps,

@@ -86,10 +86,44 @@ inline std::vector<Dense> dense_list_like(const Tensors& tensors, const Tensors&
   return list;
 }
 
-// State that may be absent.
+// One int64 rank list per parameter with compact state, or an empty tensor; or none at all.
+inline std::vector<const int64_t*> rank_list(const Tensors& ranks, const Tensors& params,
+                                             const Tensors& masks) {
+  std::vector<const int64_t*> list;
+  require(ranks.empty() || ranks.size() == params.size(), "ranks", "the lists must pair up");
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    bool none = ranks[i].numel() == 0;
+    require(none || ranks[i].scalar_type() == ScalarType::Long, "ranks", "expected int64");
+    require(none || (ranks[i].is_contiguous() && ranks[i].numel() == rank_count(params[i].numel())),
+            "ranks", "expected ceil(numel / 4096) + 1 numbers");
+    require(none || params[i].numel() == 0 || masks[i].numel() > 0, "ranks",
+            "compact state needs a mask");
+    require_same_device(ranks[i], params[0], "ranks");
+    list.push_back(none ? nullptr : static_cast<const int64_t*>(ranks[i].data_ptr()));
+  }
+  return list;
+}
+
+// fp32 state laid out as the parameters, or compact where a parameter has ranks.
 inline std::vector<Dense> state_list(const Tensors& states, const Tensors& params,
-                                     const std::string& role) {
-  return dense_list_like(states, states.empty() ? Tensors{} : params, role, true);
+                                     const Tensors& ranks, const std::string& role) {
+  require(states.size() == params.size(), role, "the lists must pair up");
+  for (size_t i = 0; i < states.size(); ++i) {
+    const Tensor &state = states[i], &param = params[i];
+    bool compact = !ranks.empty() && ranks[i].numel() > 0;
+    bool fits = compact ? state.dim() == 1 && state.numel() <= param.numel()
+                        : state.numel() == 0 || same_layout(state, param);
+    require(fits, role, "a tensor is neither laid out as its parameter nor compact");
+    require(state.scalar_type() == ScalarType::Float, role, "expected float32");
+    require_same_device(state, params[0], role);
+  }
+  return dense_list(states, role);
+}
+
+// The same where state may be absent.
+inline std::vector<Dense> optional_state_list(const Tensors& states, const Tensors& params,
+                                              const Tensors& ranks, const std::string& role) {
+  return states.empty() ? std::vector<Dense>{} : state_list(states, params, ranks, role);
 }
 
 inline std::vector<Strided> strided_list(const Tensors& tensors, const std::string& role) {

@@ -11,12 +11,13 @@ from torch.optim import SGD, Adam, AdamW
 
 from salun_fast import ops
 from salun_fast._capture import refuse_new_state
-from salun_fast._placed_mask import Item
+from salun_fast._placed_mask import Item, Place
 from salun_fast._shards import like, local, part_of
 
 FUSED_CLASSES: tuple[type[torch.optim.Optimizer], ...] = (SGD, Adam, AdamW)
-# Per-weight state that the ops keep in fp32, laid out as the parameter.
-STATE_KEYS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param")
+# Per-weight state that the ops keep in fp32, laid out as the parameter; moments may be compact.
+MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+STATE_KEYS = (*MOMENTS, "master_param")
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -38,6 +39,19 @@ class HalfPrecision(NamedTuple):
         return {}
 
 
+class Lists(NamedTuple):
+    """What one call of an op takes of its parameters."""
+
+    names: Sequence[str]
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    words: Sequence[Tensor]
+    ranks: Sequence[Tensor]  # or none, where all state is dense
+    slots: Sequence[Sequence[Tensor]]  # per-weight state, in the order of state_keys()
+    steps: Sequence[Tensor]
+    half: dict[str, Any]
+
+
 def fused_step(
     group: Group,
     items: Sequence[Item],
@@ -47,75 +61,82 @@ def fused_step(
     found_inf: Tensor | None,
 ) -> None:
     """One step of one parameter group; ``states`` are the parameters' entries, filled as needed."""
-    update = _sgd if "momentum" in group else _adam
     for device in {item.param.device: None for item in items}:
         chosen = [i for i, item in enumerate(items) if item.param.device == device]
-        update(
-            group,
-            [items[i] for i in chosen],
-            [states[i] for i in chosen],
-            half,
-            grad_scale,
-            found_inf,
-        )
+        lists = _lists(group, [items[i] for i in chosen], [states[i] for i in chosen], half)
+        call_op(group, lists, grad_scale, found_inf)
 
 
-def _sgd(
-    group: Group,
-    items: list[Item],
-    states: list[State],
-    half: HalfPrecision,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    buffers, steps = ready_state(group, items, states)
-    ops.masked_sgd_(
+def _lists(group: Group, items: list[Item], states: list[State], half: HalfPrecision) -> Lists:
+    slots, steps = ready_state(group, items, states)
+    return Lists(
+        [item.name for item in items],
         [item.param for item in items],
         [item.grad for item in items],
-        buffers[0] if buffers else [],
-        steps,
         [item.words for item in items],
+        ranks_of([item.place for item in items]),
+        slots,
+        steps,
+        half.options(items, states),
+    )
+
+
+def ranks_of(places: Sequence[Place | None]) -> list[Tensor]:
+    """As the ops take them: one per parameter, or none if no state is compact."""
+    known = [place for place in places if place is not None]
+    return [place.ranks for place in known] if any(place.is_compact for place in known) else []
+
+
+def call_op(
+    group: Group, lists: Lists, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
+    """The masked op of the group's class, with the group's options as they are now."""
+    (_sgd if "momentum" in group else _adam)(
+        group,
+        lists,
+        ranks=lists.ranks,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        names=lists.names,
+        **lists.half,
+    )
+
+
+def _sgd(group: Group, lists: Lists, **options: Any) -> None:
+    ops.masked_sgd_(
+        lists.params,
+        lists.grads,
+        lists.slots[0] if lists.slots else [],
+        lists.steps,
+        lists.words,
         lr=group["lr"],
         momentum=float(group["momentum"]),
         dampening=float(group["dampening"]),
         weight_decay=float(group["weight_decay"]),
         nesterov=group["nesterov"],
         maximize=group["maximize"],
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        **half.options(items, states),
-        names=[item.name for item in items],
+        **options,
     )
 
 
-def _adam(
-    group: Group,
-    items: list[Item],
-    states: list[State],
-    half: HalfPrecision,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    (means, squares, *maxima), steps = ready_state(group, items, states)
+def _adam(group: Group, lists: Lists, **options: Any) -> None:
+    means, squares, *maxima = lists.slots
     beta1, beta2 = group["betas"]
     ops.masked_adam_(
-        [item.param for item in items],
-        [item.grad for item in items],
+        lists.params,
+        lists.grads,
         means,
         squares,
         maxima[0] if maxima else [],
-        steps,
-        [item.words for item in items],
+        lists.steps,
+        lists.words,
         lr=group["lr"],
         betas=(float(beta1), float(beta2)),
         eps=float(group["eps"]),
         weight_decay=float(group["weight_decay"]),
         decoupled=group["decoupled_weight_decay"],
         maximize=group["maximize"],
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        **half.options(items, states),
-        names=[item.name for item in items],
+        **options,
     )
 
 
@@ -127,11 +148,11 @@ def ready_state(
     Gradients are not read. Master copies, which are no zeros, are another matter.
     """
     pairs = list(zip(items, states, strict=True))
-    slots = [[_slot(state, key, item) for item, state in pairs] for key in _keys(group)]
+    slots = [[_moment(state, key, item) for item, state in pairs] for key in state_keys(group)]
     return slots, _steps(items, states)
 
 
-def _keys(group: Group) -> tuple[str, ...]:
+def state_keys(group: Group) -> tuple[str, ...]:
     """What the ops keep per weight, for the options of the group."""
     if "momentum" in group:
         return ("momentum_buffer",) if float(group["momentum"]) != 0 else ()
@@ -155,16 +176,43 @@ def _zero_step(param: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=param.device)
 
 
-def _slot(state: State, key: str, item: Item) -> Tensor:
-    """What is here of state tensor ``key``: created as zeros; laid out anew where its parameter
-    was, or moved. It is sharded as its parameter."""
-    param = item.param
+def _moment(state: State, key: str, item: Item) -> Tensor:
+    """What is here of state tensor ``key``, created as zeros."""
     if state.get(key) is None:
         refuse_new_state(item.name)
-        state[key] = torch.zeros_like(item.owner, dtype=torch.float32)
+        state[key] = _zeros(item)
         if key == "momentum_buffer":
             # The op copies the gradient into the buffer at step 0, as torch into a new one.
-            state["step"] = _zero_step(param)
+            state["step"] = _zero_step(item.param)
+    return _compact_slot(state, key, item) if item.is_compact else _slot(state, key, item)
+
+
+def _zeros(item: Item) -> Tensor:
+    if item.place is not None and item.is_compact:
+        return torch.zeros(item.place.selected, dtype=torch.float32, device=item.param.device)
+    return torch.zeros_like(item.owner, dtype=torch.float32)
+
+
+def _compact_slot(state: State, key: str, item: Item) -> Tensor:
+    """A kernel on a GPU takes the size on trust."""
+    assert item.place is not None
+    vector: Tensor = state[key]
+    if vector.shape != (item.place.selected,):
+        raise ValueError(
+            f"'{key}' of '{item.name}' has shape {tuple(vector.shape)}, and state='compact' keeps "
+            f"the {item.place.selected} values of its selected weights: load dense state by "
+            "load_state_dict(), which compresses it"
+        )
+    if vector.device != item.param.device:
+        refuse_new_state(item.name)
+        vector = state[key] = vector.to(item.param.device)
+    return vector
+
+
+def _slot(state: State, key: str, item: Item) -> Tensor:
+    """What is here of a dense state tensor: laid out anew where its parameter was, or moved. It is
+    sharded as its parameter."""
+    param = item.param
     block = local(state[key])
     if block.stride() != param.stride() or block.device != param.device:
         refuse_new_state(item.name)

@@ -42,8 +42,8 @@ def check_options(
             raise ValueError(
                 f"{refused.__name__} cannot run under a saliency mask: {why}; use SGD or Adam"
             )
-    if state != "dense":
-        raise ValueError(f"state={state!r} does not exist: expected 'dense'")
+    if state not in ("dense", "compact"):
+        raise ValueError(f"state must be 'dense' or 'compact', found {state!r}")
     if freeze not in ("exact", "gradient"):
         raise ValueError(f"freeze must be 'exact' or 'gradient', found {freeze!r}")
     if half_precision not in HALF_PRECISION:
@@ -58,7 +58,22 @@ def check_options(
             f"half_precision={half_precision!r} is for SGD, Adam and AdamW, whose steps are ours; "
             f"found {optimizer_class.__name__}, which rounds as it does: use 'nearest'"
         )
+    if state == "compact":
+        _check_compact(optimizer_class, freeze)
     _check_not_differentiable(defaults)
+
+
+def _check_compact(optimizer_class: type[Optimizer], freeze: str) -> None:
+    if optimizer_class not in FUSED_CLASSES:
+        raise ValueError(
+            "state='compact' is for SGD, Adam and AdamW, whose steps are ours; found "
+            f"{optimizer_class.__name__}, which keeps its own state: use state='dense'"
+        )
+    if freeze == "gradient":
+        raise ValueError(
+            "state='compact' keeps no moments for frozen weights, which freeze='gradient' moves by "
+            "them: use state='dense', or freeze='exact'"
+        )
 
 
 def check_names(group: dict[str, Any]) -> None:
@@ -74,7 +89,11 @@ def check_names(group: dict[str, Any]) -> None:
 
 
 def check_group(
-    group: dict[str, Any], named: list[tuple[str, Tensor]], half_precision: str
+    group: dict[str, Any],
+    named: list[tuple[str, Tensor]],
+    half_precision: str,
+    *,
+    compact: bool,
 ) -> None:
     """A parameter group and its parameters."""
     _check_not_differentiable(group)
@@ -86,6 +105,8 @@ def check_group(
                 "or optimise torch.view_as_real(parameter)"
             )
         _check_rounding(name, param, half_precision)
+        if compact and param.dtype == torch.float64:
+            refuse_compact_fp64(name)
         if not bits.is_dense(local(param)):
             raise ValueError(
                 f"'{name}' of shape {tuple(param.shape)} and strides {param.stride()} has gaps "
@@ -112,6 +133,14 @@ def _check_rounding(name: str, param: Tensor, half_precision: str) -> None:
             f"half_precision={half_precision!r}: expected float32, float16 or bfloat16 parameters, "
             f"'{name}' is float64; use 'nearest'"
         )
+
+
+def refuse_compact_fp64(name: str) -> None:
+    """torch would step it, which knows no compact state."""
+    raise TypeError(
+        "state='compact': expected float32, float16 or bfloat16 parameters, "
+        f"'{name}' is float64; use state='dense'"
+    )
 
 
 def check_gradient(name: str, grad: Tensor) -> None:

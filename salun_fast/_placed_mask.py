@@ -14,10 +14,27 @@ from salun_fast.distributed import ShardedMask
 from salun_fast.mask import MaskMismatchError, SaliencyMask
 
 
+class Place(NamedTuple):
+    """How the words of a parameter lie. ranks: int64, where compact state keeps its values
+    (``bits.ranks``), ``selected`` in all; empty where state is dense."""
+
+    name: str
+    shape: torch.Size  # of what this process holds, as are the strides
+    stride: tuple[int, ...]
+    words: Tensor
+    ranks: Tensor
+    selected: int
+
+    @property
+    def is_compact(self) -> bool:
+        return self.ranks.numel() > 0
+
+
 class Item(NamedTuple):
     """One parameter of one step, as this process holds it: its gradient, and its words (empty:
     every weight moves). owner: the parameter itself, which may be sharded. origin: flat index of
-    the first element among all weights of the optimizer, where that is asked for."""
+    the first element among all weights of the optimizer, where that is asked for. place: where the
+    words come from."""
 
     name: str
     param: Tensor
@@ -25,12 +42,12 @@ class Item(NamedTuple):
     words: Tensor
     owner: Tensor
     origin: int = 0
+    place: Place | None = None
 
-
-class _Place(NamedTuple):
-    name: str
-    stride: tuple[int, ...]
-    words: Tensor
+    @property
+    def is_compact(self) -> bool:
+        """Whether its per-weight state is that of the selected weights alone."""
+        return self.place is not None and self.place.is_compact
 
 
 class PlacedMask:
@@ -39,14 +56,15 @@ class PlacedMask:
     A parameter that moved to another device or changed its strides gets its words anew, and so
     does one that was put in the place of another (accelerate shards parameters after the optimizer
     was made). Without a mask, or without an entry of its name and shape, the words of a parameter
-    are empty.
+    are empty. compact: the optimizer keeps state for the weights of the words alone.
     """
 
-    def __init__(self, mask: SaliencyMask | ShardedMask | None) -> None:
+    def __init__(self, mask: SaliencyMask | ShardedMask | None, *, compact: bool = False) -> None:
         self._mask = mask
+        self._compact = compact
         self._entries: dict[str, str] = {}  # a parameter's name -> the mask's
         self._dense: dict[str, tuple[int, ...]] = {}  # shapes of what the user let move as a whole
-        self._places: dict[Tensor, _Place] = {}
+        self._places: dict[Tensor, Place] = {}
 
     def place(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Match names and convert, ahead of the first step: a compiled step only looks words up."""
@@ -56,18 +74,30 @@ class PlacedMask:
             free = [(name, param) for name, param in pairs if not self._covers(name, param)]
             self._dense.update((name, tuple(param.shape)) for name, param in free)
         for name, param in pairs:
-            self.words(name, param)
+            self.at(name, param)
 
-    def words(self, name: str, param: Tensor) -> Tensor:
-        """int32 words of what this process holds of ``param``, on its device."""
+    def known(self, param: Tensor) -> Place | None:
+        """Where the words of ``param`` lay when they were last asked for."""
+        return self._places.get(param)
+
+    def at(self, name: str, param: Tensor) -> Place:
+        """The words of what this process holds of ``param``, on its device."""
         block = local(param)
         place = self._places.get(param)
         if place is None:
             self._admit(name, param)
         if place is None or place.stride != block.stride() or place.words.device != block.device:
-            place = _Place(name, block.stride(), self._converted(name, param, block))
+            place = self._placed(name, param, block)
             self._places[param] = place
-        return place.words
+        return place
+
+    def _placed(self, name: str, param: Tensor, block: Tensor) -> Place:
+        words = self._converted(name, param, block)
+        if self._compact and words.numel():
+            ranks = bits.ranks(words, block.numel())
+            return Place(name, block.shape, block.stride(), words, ranks, int(ranks[-1]))
+        none = torch.empty(0, dtype=torch.int64, device=block.device)
+        return Place(name, block.shape, block.stride(), words, none, 0)
 
     def _covers(self, name: str, param: Tensor) -> bool:
         entry = self._entries.get(name)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 WORD_BITS = 32
+RANK_RUN = 4096  # kRankRun of csrc/rules/bits.h
 
 
 def word_count(numel: int) -> int:
@@ -43,10 +44,7 @@ def unpack(words: Tensor, shape: Sequence[int]) -> Tensor:
     numel = 1
     for size in shape:
         numel *= size
-    if words.numel() != word_count(numel):
-        raise ValueError(
-            f"a mask of shape {tuple(shape)} has {word_count(numel)} words, found {words.numel()}"
-        )
+    _check_words(words, numel, f"a mask of shape {tuple(shape)}")
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     octets = words.contiguous().view(torch.uint8)
     bits = (octets.unsqueeze(1) >> shifts) & 1
@@ -55,8 +53,67 @@ def unpack(words: Tensor, shape: Sequence[int]) -> Tensor:
 
 def count(words: Tensor) -> int:
     """Number of ones."""
-    octets = words.contiguous().view(torch.uint8)
-    return int(_POPCOUNT.to(octets.device)[octets.to(torch.int64)].sum()) if octets.numel() else 0
+    return int(_ones_of_words(words).sum())
+
+
+def _ones_of_words(words: Tensor) -> Tensor:
+    """How many bits of each word are 1, int64: counted in pairs, then fours, then octets."""
+    ones = words.to(torch.int64) & 0xFFFFFFFF
+    ones -= (ones >> 1) & 0x55555555
+    ones = (ones & 0x33333333) + ((ones >> 2) & 0x33333333)
+    ones = (ones + (ones >> 4)) & 0x0F0F0F0F
+    return (ones * 0x01010101 >> 24) & 0xFF
+
+
+# --- compact vectors: the values of the ones alone ------------------------------------------------
+
+
+def ranks(words: Tensor, numel: int) -> Tensor:
+    """Where a compact vector keeps its values: ones before each run of :data:`RANK_RUN` bits.
+
+    ``words``: int32, of ``numel`` bits. Returns int64 ``[ceil(numel / RANK_RUN) + 1]`` on the same
+    device; the last entry is the number of ones. Raises ValueError where the words are too few or
+    too many.
+    """
+    _check_words(words, numel)
+    runs = (numel + RANK_RUN - 1) // RANK_RUN
+    ones = words.new_zeros(runs * RANK_RUN // WORD_BITS, dtype=torch.int64)
+    ones[: words.numel()] = _ones_of_words(words)
+    counts = words.new_zeros(runs + 1, dtype=torch.int64)
+    torch.cumsum(ones.view(runs, RANK_RUN // WORD_BITS).sum(dim=1), 0, out=counts[1:])
+    return counts
+
+
+def compress(values: Tensor, words: Tensor) -> Tensor:
+    """The values whose bit is 1, in their order: 1-D ``[number of ones]``.
+
+    ``values``: 1-D, numbered as the bits are (:func:`in_memory_order` for words of memory order).
+    """
+    if values.dim() != 1:
+        raise ValueError(
+            f"bits.compress takes a vector, found shape {tuple(values.shape)}; pass "
+            "bits.in_memory_order(tensor)"
+        )
+    return values[unpack(words, values.shape)]
+
+
+def expand(compact: Tensor, words: Tensor, numel: int) -> Tensor:
+    """Inverse of :func:`compress`: 1-D ``[numel]``, zero where the bit is 0.
+
+    Raises ValueError where ``compact`` does not have one value for each 1.
+    """
+    mask = unpack(words, (numel,))
+    if compact.shape != (count(words),):
+        raise ValueError(
+            f"the words have {count(words)} ones, found compact values of shape "
+            f"{tuple(compact.shape)}; use the words that compressed them"
+        )
+    values = compact.new_zeros(numel)
+    values[mask] = compact
+    return values
+
+
+# --- order and layout -----------------------------------------------------------------------------
 
 
 def to_memory_order(words: Tensor, like: Tensor) -> Tensor:
@@ -94,4 +151,9 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-_POPCOUNT = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.int64)
+def _check_words(words: Tensor, numel: int, mask: str = "") -> None:
+    if words.numel() != word_count(numel):
+        raise ValueError(
+            f"{mask or f'a mask of {numel} bits'} has {word_count(numel)} words, found "
+            f"{words.numel()}"
+        )

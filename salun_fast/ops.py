@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from salun_fast import _load, bits, reference
 
@@ -156,6 +157,7 @@ def masked_sgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     origins: Sequence[int] = (),
     rounding_seed: int | None = None,
     names: Names = None,
@@ -176,25 +178,29 @@ def masked_sgd_(
     becomes its nearest rounding. ``rounding_seed``: round bf16 parameters stochastically instead,
     by bits that depend on the seed, the parameter's step and the flat index of each weight alone:
     ``origins[i]`` plus its position in memory.
+
+    ``ranks``: ``bits.ranks(words, numel)`` of parameters with compact state, or []; an empty tensor
+    where state is dense. Compact state is 1-D, of the selected weights alone in memory order
+    (``bits.compress``); the step gives the bits of the dense one.
     """
     if not _pairs("params", params, "grads", grads):
         return
     buffers = momentum_buffers if momentum != 0 else []
     states = [("momentum_buffers", buffers)] if momentum != 0 else []
     rest = (
-        buffers, steps, masks, masters, _rate(lr, params), momentum, dampening, weight_decay,
-        nesterov, maximize, _optional(grad_scale, params), _optional(found_inf, params), origins,
-        rounding_seed,
+        buffers, steps, masks, masters, ranks, _rate(lr, params), momentum, dampening,
+        weight_decay, nesterov, maximize, _optional(grad_scale, params),
+        _optional(found_inf, params), origins, rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_sgd_(params, aligned, *rest),
-        params, grads, states, steps, masks, names, masters, rounding_seed,
+        params, grads, states, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
-    _written([*params, *buffers, *steps, *masters])
+    _written(params, buffers, masters)
 
 
 def _masked_sgd_fake(params: list[Tensor], *rest: Any) -> None:
-    return None
+    _refuse_several_devices(params, *rest)
 
 
 # --- masked_adam_ ---------------------------------------------------------------------------------
@@ -218,6 +224,7 @@ def masked_adam_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     origins: Sequence[int] = (),
     rounding_seed: int | None = None,
     names: Names = None,
@@ -225,7 +232,7 @@ def masked_adam_(
     """One Adam step (``decoupled=True``: AdamW) on the weights whose bit is 1.
 
     ``exp_avgs``, ``exp_avg_sqs`` and, for amsgrad, ``max_exp_avg_sqs`` ([] otherwise): fp32, laid
-    out as the parameters; written. All else as in :func:`masked_sgd_`.
+    out as the parameters, or compact; written. All else as in :func:`masked_sgd_`.
     """
     if not _pairs("params", params, "grads", grads):
         return
@@ -233,19 +240,19 @@ def masked_adam_(
     if max_exp_avg_sqs:
         moments.append(("max_exp_avg_sqs", max_exp_avg_sqs))
     rest = (
-        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, masters, _rate(lr, params), betas[0],
-        betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
+        exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, masters, ranks, _rate(lr, params),
+        betas[0], betas[1], eps, weight_decay, decoupled, maximize, _optional(grad_scale, params),
         _optional(found_inf, params), origins, rounding_seed,
     )  # fmt: skip
     _take_step(
         lambda aligned: torch.ops.salun_fast.masked_adam_(params, aligned, *rest),
-        params, grads, moments, steps, masks, names, masters, rounding_seed,
+        params, grads, moments, steps, masks, names, masters, ranks, rounding_seed,
     )  # fmt: skip
-    _written([*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps, *masters])
+    _written(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters)
 
 
 def _masked_adam_fake(params: list[Tensor], *rest: Any) -> None:
-    return None
+    _refuse_several_devices(params, *rest)
 
 
 # --- soft_threshold_ ------------------------------------------------------------------------------
@@ -367,18 +374,18 @@ TABLE: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     ),
     "masked_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] steps, "
-        "Tensor[] masks, Tensor(d!)[] masters, Tensor lr, float momentum, float dampening, "
-        "float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, Tensor? found_inf, "
-        "int[] origins, int? rounding_seed) -> ()",
+        "Tensor[] masks, Tensor(d!)[] masters, Tensor[] ranks, Tensor lr, float momentum, "
+        "float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? grad_scale, "
+        "Tensor? found_inf, int[] origins, int? rounding_seed) -> ()",
         _masked_sgd_fake,
         reference.masked_sgd_,
     ),
     "masked_adam_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
         "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor[] masks, Tensor(f!)[] masters, "
-        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
-        "bool maximize, Tensor? grad_scale, Tensor? found_inf, int[] origins, int? rounding_seed) "
-        "-> ()",
+        "Tensor[] ranks, Tensor lr, float beta1, float beta2, float eps, float weight_decay, "
+        "bool decoupled, bool maximize, Tensor? grad_scale, Tensor? found_inf, int[] origins, "
+        "int? rounding_seed) -> ()",
         _masked_adam_fake,
         reference.masked_adam_,
     ),
@@ -412,8 +419,13 @@ def _announced(name: str, twin: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as a registered kernel: never reached unannounced, on CUDA only on demand."""
 
     def kernel(first: Tensor | list[Tensor], *rest: Any) -> Any:
-        tensor = first if isinstance(first, Tensor) else first[0]
-        _load.admit_reference(name, tensor.device.type)
+        device = (first if isinstance(first, Tensor) else first[0]).device.type
+        if _load.has_kernels(device):
+            raise RuntimeError(
+                f"salun_fast::{name} has a kernel for {device}, and one of its tensors leads "
+                "elsewhere: expected strided tensors of one device"
+            )
+        _load.admit_reference(name, device)
         return twin(first, *rest)
 
     return kernel
@@ -508,36 +520,27 @@ def _take_step(
     masks: Sequence[Tensor],
     names: Names,
     masters: Sequence[Tensor] = (),
+    ranks: Sequence[Tensor] = (),
     rounding_seed: int | None = None,
 ) -> None:
     """Run ``call`` on the gradients, laid out as the parameters.
 
-    A kernel refuses what it cannot take before it writes. So where a kernel runs, every tensor is
-    looked at, and the misfit named, only after a refusal: with hundreds of parameters on a GPU
-    that look costs more than the step.
+    A kernel refuses what it cannot take before it writes, and so do the reference and the fake that
+    a lone sparse tensor, or one on another device, leads to. So every tensor is looked at, and the
+    misfit named, only after a refusal: with hundreds of parameters that look costs more than the
+    step.
     """
     refusal: RuntimeError | None = None
-    lists = [params, grads, *(state for _, state in states), steps, masks, masters]
-    if _reaches_a_kernel(lists):
+    if not torch.compiler.is_compiling() and _load.has_kernels(params[0].device.type):
         try:
             return call(grads)
         except RuntimeError as error:
             refusal = error
-    aligned = _check_step(params, grads, states, steps, masks, names)
+    aligned = _check_step(params, grads, states, steps, masks, ranks, names)
     _check_half_precision(params, masters, names, rounding_seed)
     if refusal is not None and all(a is b for a, b in zip(aligned, grads, strict=True)):
         raise refusal
     return call(aligned)
-
-
-def _reaches_a_kernel(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether a call with these tensors goes to a kernel: one lone tensor that is sparse or on
-    another device would take it elsewhere."""
-    device = lists[0][0].device
-    if torch.compiler.is_compiling() or not _load.has_kernels(device.type):
-        return False
-    strided = torch.strided
-    return all(t.device == device and t.layout is strided for tensors in lists for t in tensors)
 
 
 def _check_step(
@@ -546,21 +549,11 @@ def _check_step(
     states: Sequence[tuple[str, Sequence[Tensor]]],
     steps: Sequence[Tensor],
     masks: Sequence[Tensor],
+    ranks: Sequence[Tensor],
     names: Names,
 ) -> list[Tensor]:
     """All that both steps ask of their lists; returns the gradients laid out as the parameters."""
     _check_all("params", params, names)
-    for role, state in states:
-        _pairs("params", params, role, state)
-        _check_all(role, state, names, dtypes=(torch.float32,))
-        for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
-            _check_beside(role, i, tensor, param, names)
-            if tensor.shape != param.shape or not _same_layout(param, tensor):
-                raise ValueError(
-                    f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
-                    f"{tensor.stride()}, its parameter {tuple(param.shape)} and {param.stride()}; "
-                    "create it by torch.zeros_like(param, dtype=torch.float32)"
-                )
     _pairs("params", params, "steps", steps)
     for i, step in enumerate(steps):
         if step.dtype != torch.float32 or step.dim() != 0:
@@ -579,7 +572,69 @@ def _check_step(
             )
         if words.numel():
             _check_beside("masks", i, words, param, names)
+    _check_ranks(params, masks, ranks, names)
+    for role, state in states:
+        _check_state(role, state, params, ranks, names)
     return _like(params, grads, "grads", names)
+
+
+def _check_ranks(
+    params: Sequence[Tensor], masks: Sequence[Tensor], ranks: Sequence[Tensor], names: Names
+) -> None:
+    if not ranks:
+        return
+    _pairs("params", params, "ranks", ranks)
+    for i, (param, words, own) in enumerate(zip(params, masks, ranks, strict=True)):
+        if not own.numel():
+            continue
+        expected = (param.numel() + bits.RANK_RUN - 1) // bits.RANK_RUN + 1
+        if own.dtype != torch.int64 or own.shape != (expected,):
+            raise ValueError(
+                f"ranks: {_name(i, names)} is {own.dtype} of shape {tuple(own.shape)}; expected "
+                f"int64 ({expected},): bits.ranks(words, param.numel())"
+            )
+        if param.numel() and not words.numel():
+            raise ValueError(
+                f"ranks: {_name(i, names)} has ranks but no words; compact state needs a mask, "
+                "keep dense state and an empty tensor here where every weight moves"
+            )
+        _check_beside("ranks", i, own, param, names)
+        if _is_readable(own) and not torch.equal(own, bits.ranks(words, param.numel())):
+            raise ValueError(
+                f"ranks: {_name(i, names)} does not count the bits of its mask; after a change of "
+                "the mask make it anew by bits.ranks(words, param.numel()), and the state with it"
+            )
+
+
+def _check_state(
+    role: str,
+    state: Sequence[Tensor],
+    params: Sequence[Tensor],
+    ranks: Sequence[Tensor],
+    names: Names,
+) -> None:
+    _pairs("params", params, role, state)
+    _check_all(role, state, names, dtypes=(torch.float32,))
+    for i, (param, tensor) in enumerate(zip(params, state, strict=True)):
+        _check_beside(role, i, tensor, param, names)
+        if ranks and ranks[i].numel():
+            if _is_readable(ranks[i]) and tensor.shape != (int(ranks[i][-1]),):
+                raise ValueError(
+                    f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)}; its mask has "
+                    f"{int(ranks[i][-1])} ones, and compact state is a vector of as many: "
+                    "bits.compress(dense, words), or pass no ranks for dense state"
+                )
+        elif tensor.shape != param.shape or not _same_layout(param, tensor):
+            raise ValueError(
+                f"{role}: {_name(i, names)} has shape {tuple(tensor.shape)} and strides "
+                f"{tensor.stride()}, its parameter {tuple(param.shape)} and {param.stride()}; "
+                "create it by torch.zeros_like(param, dtype=torch.float32)"
+            )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: not while a compiler traces shapes."""
+    return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 def _check_half_precision(
@@ -617,6 +672,14 @@ def _scalar(value: Tensor, params: Sequence[Tensor]) -> Tensor:
     return value if value.device.type == "cpu" else value.to(params[0].device)
 
 
+def _refuse_several_devices(*arguments: Any) -> None:
+    """One lone meta tensor leads to the fake, by which nothing at all would happen."""
+    lists = [argument for argument in arguments if isinstance(argument, list)]
+    devices = {t.device for tensors in lists for t in tensors if isinstance(t, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"expected all tensors on one device, found {devices}")
+
+
 def _optional(value: Tensor | None, params: Sequence[Tensor]) -> Tensor | None:
     return None if value is None else _scalar(value, params)
 
@@ -625,9 +688,10 @@ def _empty_words(scores: Sequence[Tensor]) -> list[Tensor]:
     return [score.new_empty(bits.word_count(score.numel()), dtype=torch.int32) for score in scores]
 
 
-def _written(tensors: Sequence[Tensor]) -> None:
+def _written(*lists: Sequence[Tensor]) -> None:
     """Kernels write behind autograd's back: tell it, or a later backward is silently wrong."""
-    torch.autograd.graph.increment_version(tensors)
+    for tensors in lists:  # one list of all would cost half as much again
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _naming_nonfinite(

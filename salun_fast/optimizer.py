@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from salun_fast import names, ops
 from salun_fast._capture import capturing
+from salun_fast._compact_state import expand_packed, lay_anew
 from salun_fast._fused_step import (
     FUSED_CLASSES,
     STATE_KEYS,
@@ -31,6 +32,7 @@ from salun_fast._optimizer_checks import (
     check_mask,
     check_names,
     check_options,
+    refuse_compact_fp64,
 )
 from salun_fast._optimizer_state import (
     FINGERPRINT,
@@ -43,6 +45,7 @@ from salun_fast._optimizer_state import (
 from salun_fast._placed_mask import (
     Item,
     NonfiniteGradientError,
+    Place,
     PlacedMask,
     masked_gradient,
     refuse_nonfinite,
@@ -57,6 +60,7 @@ from salun_fast._shards import (
     local,
 )
 from salun_fast._stand_in import on_the_wrapped_one
+from salun_fast._step_plan import StepPlan
 from salun_fast.distributed import ShardedMask
 from salun_fast.mask import SaliencyMask
 from salun_fast.saliency import Saliency
@@ -88,7 +92,13 @@ class SalUnOptimizer(Optimizer):
     fp64 parameters, run through ``_general_step``, where these options are the wrapped step's own.
     ``mask``: a :class:`SaliencyMask`, or None for the wrapped optimizer as it is. A parameter
     without an entry in the mask moves as a whole.
-    ``state``: "dense" is what exists.
+    ``state``: "dense", or "compact" for SGD, Adam and AdamW to keep moments of the selected weights
+    alone: memory is density times that of dense state, for the same bits. ``state[param]`` then
+    holds vectors in the memory order of the parameter (what this process holds of it); parameters
+    without an entry in the mask, and masters of half precision, stay dense. Checkpoints are dense
+    either way and load either way. Another mask re-lays the state: weights selected before and
+    after keep their moments, newly selected ones begin at zero, and what is frozen loses its own,
+    which dense state would keep. Neither :meth:`unmasked` nor ``freeze="gradient"`` can be had.
     ``freeze``: "exact", or "gradient" to mask gradients only, as SalUn's public code did before
     2026-02-28: weight decay and momentum then move "frozen" weights.
     ``half_precision``: how fp16 and bf16 parameters take the fp32 results of SGD, Adam and AdamW:
@@ -117,7 +127,7 @@ class SalUnOptimizer(Optimizer):
         optimizer_class: type[Optimizer] = torch.optim.SGD,
         *,
         mask: SaliencyMask | None = None,
-        state: Literal["dense"] = "dense",
+        state: Literal["dense", "compact"] = "dense",
         freeze: Literal["exact", "gradient"] = "exact",
         half_precision: Literal["nearest", "stochastic", "master"] = "nearest",
         seed: int = 0,
@@ -130,6 +140,7 @@ class SalUnOptimizer(Optimizer):
         self._optimizer_class = optimizer_class
         self._freeze = freeze
         self._half = HalfPrecision(half_precision, seed)
+        self._compact = state == "compact"
         self._error_if_nonfinite = error_if_nonfinite
         self._mask: AnyMask | None = None
         self._reset_transient()
@@ -149,6 +160,7 @@ class SalUnOptimizer(Optimizer):
         self._checks_left = 0
         self._placed = PlacedMask(None)
         self._origins: dict[str, int] = {}
+        self._plan: StepPlan | None = None
 
     # --- mask -------------------------------------------------------------------------------------
 
@@ -162,7 +174,8 @@ class SalUnOptimizer(Optimizer):
     def set_mask(self, mask: SaliencyMask | ShardedMask | None, *, strict: bool = True) -> None:
         """Freeze what ``mask`` leaves out, from the next step on; None frees every weight.
 
-        State is kept: weights that become frozen keep theirs untouched. Names match as in
+        State is kept: weights that become frozen keep theirs untouched; compact state is re-laid
+        (see ``state`` of the class). Names match as in
         :meth:`SaliencyMask.check`, and what does not fit raises ValueError; with ``strict=False``
         it is passed over: such parameters move as a whole. A mask that selects no weight which
         this optimizer trains is an error either way. Of a whole mask, each process keeps the bits
@@ -178,7 +191,21 @@ class SalUnOptimizer(Optimizer):
     def _put_in_force(self, mask: AnyMask | None) -> None:
         self._mask = mask
         self._checks_left = _CHECKED_STEPS if mask is not None else 0
-        self._placed = PlacedMask(mask)
+        before = self._placed
+        self._place()
+        if self._compact:
+            for name, param in self._named():
+                self._lay_anew(name, param, before.known(param))
+
+    def _lay_anew(self, name: str, param: Tensor, before: Place | None) -> None:
+        """Compact state goes where the words of ``param`` now lie."""
+        now = self._placed.at(name, param)
+        if before is not None and before is not now and param in self.state:
+            lay_anew(self.state[param], param, before, now)
+
+    def _place(self) -> None:
+        self._plan = None
+        self._placed = PlacedMask(self._mask, compact=self._compact)
         self._placed.place(self._named())
         self._origins = self._flat_origins()
 
@@ -238,7 +265,15 @@ class SalUnOptimizer(Optimizer):
     @on_the_wrapped_one
     @contextmanager
     def unmasked(self) -> Iterator[None]:
-        """Steps inside are dense; afterwards frozen weights keep the values they then have."""
+        """Steps inside are dense; afterwards frozen weights keep the values they then have.
+
+        Raises ValueError for compact state, which lacks the moments of frozen weights.
+        """
+        if self._compact:
+            raise ValueError(
+                "unmasked() steps every weight, and state='compact' keeps moments of the selected "
+                "ones alone: use state='dense'"
+            )
         outer, self._dense_steps = self._dense_steps, True
         try:
             yield
@@ -297,8 +332,12 @@ class SalUnOptimizer(Optimizer):
             from salun_fast import _graphs
 
             _graphs.step_outside(self)
-        else:
+        elif torch.compiler.is_compiling():
             self._step_on(self._collect())
+        elif not self._step_by_plan():
+            work = self._collect()
+            self._step_on(work)
+            self._plan_for(work)
         return loss
 
     # torch's schedulers put a wrapper of theirs around step, which torch.compile cannot trace, to
@@ -402,6 +441,23 @@ class SalUnOptimizer(Optimizer):
         sharded = any(hasattr(type(param), "to_local") for param in params)
         return self._runs_fused and not sharded
 
+    def _step_by_plan(self) -> bool:
+        """Take the step as the last one; False, with nothing changed, where it is another."""
+        if self._plan is None or self._dense_steps or self._checks_left:
+            return False
+        grad_scale, found_inf = self._scaling()
+        return self._plan.step(self.param_groups, self.state, grad_scale, found_inf)
+
+    def _plan_for(self, work: Work) -> None:
+        """Keep what was collected for the next step, if that is all that a step looks at."""
+        if self._dense_steps:
+            return
+        plain = self._runs_fused and self._freeze == "exact" and not self._error_if_nonfinite
+        whole = all(item.param is item.owner for pairs in work for item, _ in pairs)
+        self._plan = None
+        if plain and whole:
+            self._plan = StepPlan(self.param_groups, self.state, work, self._half)
+
     def _step_on(self, work: Work) -> None:
         if self._error_if_nonfinite and self._sees_values():
             refuse_nonfinite([item for pairs in work for item, _ in pairs])
@@ -443,12 +499,22 @@ class SalUnOptimizer(Optimizer):
 
     def _item(self, name: str, param: Tensor, grad: Tensor) -> Item:
         check_gradient(name, grad)
-        words = self._placed.words(name, param)
-        if self._dense_steps:
-            words = words[:0]
-        return Item(
-            name, local(param), beside(grad, param), words, param, self._origin(name, param)
-        )
+        place = self._place_of(name, param)
+        words = place.words[:0] if self._dense_steps else place.words
+        origin = self._origin(name, param)
+        return Item(name, local(param), beside(grad, param), words, param, origin, place)
+
+    def _place_of(self, name: str, param: Tensor) -> Place:
+        before = self._placed.known(param) if self._compact else None
+        place = self._placed.at(name, param)
+        if before is not None and before.stride != place.stride:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    f"'{name}' changed its strides, and its compact state must be laid out anew: "
+                    "call step() once outside of the graph"
+                )
+            self._lay_anew(name, param, before)
+        return place
 
     def _origin(self, name: str, param: Tensor) -> int:
         """Flat index of the first element here, by which stochastic rounding draws its bits."""
@@ -463,8 +529,7 @@ class SalUnOptimizer(Optimizer):
         return {name: end - param.numel() for (name, param), end in zip(named, ends, strict=True)}
 
     def _fused_step(self, work: Work) -> None:
-        grad_scale = getattr(self, "grad_scale", None)
-        found_inf = getattr(self, "found_inf", None)
+        grad_scale, found_inf = self._scaling()
         if torch.compiler.is_compiling():
             self._fill_state(tuple(tuple(item.name for item, _ in pairs) for pairs in work))
         for group, pairs in zip(self._groups, work, strict=True):
@@ -476,6 +541,10 @@ class SalUnOptimizer(Optimizer):
                 ]
             states = [self.state[item.owner] for item in items]
             fused_step(group, items, states, self._half, grad_scale, found_inf)
+
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """What ``GradScaler`` leaves for a step."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
     def _fill_state(self, named: tuple[tuple[str, ...], ...]) -> None:
         """Make the state of these parameters, given by group; there is no need of gradients.
@@ -496,6 +565,8 @@ class SalUnOptimizer(Optimizer):
     _fill_state._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _general_step(self, work: Work) -> None:
+        if self._compact:
+            refuse_compact_fp64(next(n for n, p in self._named() if p.dtype not in ops.FLOATS))
         self._share()
         items = [pair for pairs in work for pair in pairs]
         general_step(self._wrapped, items, restore=self._freeze == "exact")
@@ -545,7 +616,7 @@ class SalUnOptimizer(Optimizer):
         try:
             check_names(self.param_groups[-1])
             added = list(_named_in(len(self.param_groups) - 1, self.param_groups[-1]))
-            check_group(self.param_groups[-1], added, self._half.mode)
+            check_group(self.param_groups[-1], added, self._half.mode, compact=self._compact)
             self._placed.place(added)
             self._origins = self._flat_origins()
         except (TypeError, ValueError):
@@ -555,12 +626,15 @@ class SalUnOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the mask beside it under "salun_mask" and its fingerprint per group.
 
+        Compact state is expanded to torch's shapes, zeros where weights are frozen.
         The mask of sharded parameters is left out: ``distributed.MaskState`` saves it.
         """
 
         def add_mask(_: Optimizer, packed: dict[str, Any]) -> None:
             if isinstance(self._mask, SaliencyMask):
                 packed[MASK] = mask_to_state(self._mask)
+            if self._compact:
+                expand_packed(packed, self.param_groups, self._placed.known)
             for group in packed["param_groups"]:
                 group[FINGERPRINT] = fingerprint_of(self._mask)
 
@@ -620,10 +694,14 @@ class SalUnOptimizer(Optimizer):
             "_optimizer_class",
             "_freeze",
             "_half",
+            "_compact",
             "_error_if_nonfinite",
             "_mask",
             "_checks_left",
         )
+        if self._compact:  # a copy knows the strides of now alone, so state must lie as they do
+            for name, param in self._named():
+                self._place_of(name, param)
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -633,9 +711,7 @@ class SalUnOptimizer(Optimizer):
         super().__setstate__(state)
         # The wrapped class fills in what older checkpoints lack.
         self._wrapped.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self._placed = PlacedMask(self._mask)
-        self._placed.place(self._named())
-        self._origins = self._flat_origins()
+        self._place()
 
     def _share(self) -> None:
         self._wrapped.param_groups, self._wrapped.state = self.param_groups, self.state

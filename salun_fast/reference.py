@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from salun_fast.bits import in_memory_order, pack, unpack, word_count
+from salun_fast.bits import compress, expand, in_memory_order, pack, unpack, word_count
 
 # Ordered keys (see csrc/rules/ordered_key.h): 0 is NaN, larger is more salient.
 _INFINITY_BITS = 0x7F800000
@@ -97,6 +97,7 @@ def masked_sgd_(
     steps: list[Tensor],
     masks: list[Tensor],
     masters: list[Tensor],
+    ranks: list[Tensor],
     lr: Tensor,
     momentum: float,
     dampening: float,
@@ -120,13 +121,13 @@ def masked_sgd_(
             g = g.add(weight, alpha=weight_decay)
         keep = _kept(masks[i], weight)
         if momentum != 0:
-            buffer = in_memory_order(momentum_buffers[i])
+            buffer = _State(i, momentum_buffers, masks, ranks, weight)
             if float(steps[i]) == 0:
                 moved = g.clone()
             else:
-                moved = buffer.mul(momentum).add_(g, alpha=1 - dampening)
+                moved = buffer.value.mul(momentum).add_(g, alpha=1 - dampening)
             g = g.add(moved, alpha=momentum) if nesterov else moved
-            _write(buffer, moved, keep)
+            buffer.write(moved, keep)
         theta.write(weight.add(g, alpha=-rate), keep)
         steps[i] += 1
 
@@ -140,6 +141,7 @@ def masked_adam_(
     steps: list[Tensor],
     masks: list[Tensor],
     masters: list[Tensor],
+    ranks: list[Tensor],
     lr: Tensor,
     beta1: float,
     beta2: float,
@@ -158,7 +160,6 @@ def masked_adam_(
     rate = float(lr)
     for i, param in enumerate(params):
         g = _gradient(grads[i], maximize, grad_scale)
-        m, v = in_memory_order(exp_avgs[i]), in_memory_order(exp_avg_sqs[i])
         steps[i] += 1
         step = float(steps[i])
         theta = _Weights(i, param, masters, origins, rounding_seed, step)
@@ -169,16 +170,18 @@ def masked_adam_(
                 weight = weight.mul(1 - rate * weight_decay)
             else:
                 g = g.add(weight, alpha=weight_decay)
-        new_m = m.lerp(g, 1 - beta1)
-        new_v = v.mul(beta2).addcmul_(g, g, value=1 - beta2)
+        m = _State(i, exp_avgs, masks, ranks, weight)
+        v = _State(i, exp_avg_sqs, masks, ranks, weight)
+        new_m = m.value.lerp(g, 1 - beta1)
+        new_v = v.value.mul(beta2).addcmul_(g, g, value=1 - beta2)
         second = new_v
         if max_exp_avg_sqs:
-            largest = in_memory_order(max_exp_avg_sqs[i])
-            second = torch.maximum(largest, new_v)
-            _write(largest, second, keep)
+            largest = _State(i, max_exp_avg_sqs, masks, ranks, weight)
+            second = torch.maximum(largest.value, new_v)
+            largest.write(second, keep)
         denominator = (_ieee_sqrt(second) / (1 - beta2**step) ** 0.5).add_(eps)
-        _write(m, new_m, keep)
-        _write(v, new_v, keep)
+        m.write(new_m, keep)
+        v.write(new_v, keep)
         moved = weight.addcdiv(new_m, denominator, value=-(rate / (1 - beta1**step)))
         theta.write(moved, keep)
 
@@ -247,6 +250,32 @@ class _Weights:
         if self._rounding is not None:
             value = stochastic_bfloat16(value, rounding_bits(value.numel(), *self._rounding))
         _write(self._param, value, keep)
+
+
+class _State:
+    """One state tensor of a parameter as a dense ``value``, in memory order; where the parameter
+    has ranks only the selected weights have state, and the others 0."""
+
+    def __init__(
+        self,
+        index: int,
+        states: list[Tensor],
+        masks: list[Tensor],
+        ranks: list[Tensor],
+        like: Tensor,
+    ) -> None:
+        self._stored, self._words = states[index], masks[index]
+        self._compact = bool(ranks) and ranks[index].numel() > 0
+        if self._compact:
+            self.value = expand(self._stored, self._words, like.numel())
+        else:
+            self.value = in_memory_order(self._stored)
+
+    def write(self, value: Tensor, keep: Tensor | None) -> None:
+        if self._compact:
+            self._stored.copy_(compress(value, self._words))
+        else:
+            _write(self.value, value, keep)
 
 
 def rounding_bits(count: int, seed: int, step: float, origin: int) -> Tensor:

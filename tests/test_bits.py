@@ -62,6 +62,41 @@ def test_is_dense(tensor, dense):
     assert bits.is_dense(tensor) == dense
 
 
+@given(numel=st.integers(0, 9000), density=st.sampled_from([0.0, 0.1, 0.9, 1.0]))
+def test_compressing_and_expanding_are_inverse_and_ranks_count(numel, density):
+    generator = torch.Generator().manual_seed(numel)
+    mask = torch.rand(numel, generator=generator) < density
+    values, words = torch.randn(numel, generator=generator), bits.pack(mask)
+    small = bits.compress(values, words)
+    assert torch.equal(small, values[mask])
+    assert torch.equal(bits.expand(small, words, numel), torch.where(mask, values, 0.0))
+    counted = [int(mask[:end].sum()) for end in range(0, numel + bits.RANK_RUN, bits.RANK_RUN)]
+    assert bits.ranks(words, numel).tolist() == counted
+    assert bits.count(words) == int(mask.sum())
+
+
+def test_every_bit_of_a_word_counts_once():
+    single = [1 << i for i in range(31)] + [-(1 << 31)]
+    assert bits.count(torch.tensor(single, dtype=torch.int32)) == 32
+    assert bits.count(torch.tensor([-1, 0, -2], dtype=torch.int32)) == 63
+
+
+def test_compact_vectors_of_another_mask_are_refused():
+    words = bits.pack(torch.arange(40) < 7)
+    with pytest.raises(ValueError, match=r"7 ones, found compact values of shape \(8,\)"):
+        bits.expand(torch.zeros(8), words, 40)
+    with pytest.raises(ValueError, match="7 ones"):
+        bits.expand(torch.zeros(7, 1), words, 40)
+    with pytest.raises(ValueError, match="has 3 words, found 2"):
+        bits.expand(torch.zeros(7), words, 65)
+    with pytest.raises(ValueError, match="has 2 words, found 1"):
+        bits.compress(torch.zeros(40), words[:1])
+    with pytest.raises(ValueError, match="takes a vector.*in_memory_order"):
+        bits.compress(torch.zeros(8, 5), words)
+    with pytest.raises(ValueError, match="a mask of 65 bits has 3 words, found 2"):
+        bits.ranks(words, 65)
+
+
 def test_bad_input_is_named():
     with pytest.raises(TypeError, match="bool tensor, found torch.int64"):
         bits.pack(torch.ones(3, dtype=torch.int64))

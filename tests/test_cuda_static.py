@@ -24,7 +24,7 @@ from salun_fast import _load
 
 COMMITTED = Path(__file__).parents[1] / "benchmarks/results/cuda_static.md"
 ARCHITECTURES = list(MULTIPROCESSORS)
-STEP = re.compile(r"(?:masked|careful)_step<(\w+)(?:<(\w+)>)?, (\w+), (\w+)>")
+STEP = re.compile(r"(?:masked|careful)_step<(\w+)(?:<(\w+)>)?, (\w+), (\w+), (\w+)State>")
 STATES = {("SgdRule", ""): 1, ("AdamRule", "false"): 2, ("AdamRule", "true"): 3}
 BITS = {"Float32": 32, "Float16": 16, "BFloat16": 16}
 GROUP = 8  # kGroup of csrc/cuda/table.cuh
@@ -46,8 +46,9 @@ def compiled(request: pytest.FixtureRequest) -> list[Kernel]:
 def test_every_kernel_of_every_op_is_there(compiled):
     names = Counter(kernel.name.split("<")[0] for kernel in compiled)
     assert names["accumulate_kernel"] == 3  # fp32, fp16, bf16
-    assert names["masked_step"] == 27  # SGD, Adam, amsgrad; each format of weights and gradients
-    assert names["careful_step"] == 18  # the same of half weights: masters, stochastic rounding
+    # SGD, Adam, amsgrad; each format of weights and gradients; dense and compact state.
+    assert names["masked_step"] == 54
+    assert names["careful_step"] == 36  # the same of half weights: masters, stochastic rounding
     assert names["count_digits"] == 2  # of scores, of differences
     assert names["pack_masks"] == names["shrink"] == 1
     assert max(Counter(kernel.name for kernel in compiled).values()) == 1
@@ -60,19 +61,21 @@ def test_no_kernel_spills(compiled):
 
 def test_every_array_of_a_step_moves_by_128_bits(compiled):
     """Exactly as many wide accesses as the arrays of a group of eight need, none left narrow but
-    the ragged ends: at most one narrow access per element of each array."""
+    the ragged ends: at most one narrow access per element of each array. Compact state alone moves
+    one by one: its groups begin anywhere."""
     named = [k for k in compiled if k.name.startswith(("masked_step", "careful_step"))]
     steps = [(STEP.fullmatch(k.name), k) for k in named]
     for match, kernel in steps:
         assert match is not None, kernel.name
-        rule, amsgrad, weight, gradient = match.groups(default="")
+        rule, amsgrad, weight, gradient, layout = match.groups(default="")
         states = STATES[rule, amsgrad]
         master = [32] if kernel.name.startswith("careful_step") else []
-        written = [BITS[weight], *master] + [32] * states
+        written = [BITS[weight], *master] + [32] * states * (layout == "Dense")
         read = [*written, BITS[gradient]]
+        narrow = GROUP * (1 + len(master) + states)
         assert kernel.loads(128) == _wide(read), kernel.name
         assert kernel.stores(128) == _wide(written), kernel.name
-        assert sum(kernel.stores(bits) for bits in (64, 32, 16, 8)) == GROUP * len(written)
+        assert sum(kernel.stores(bits) for bits in (64, 32, 16, 8)) == narrow, kernel.name
 
 
 def test_every_array_of_an_accumulation_moves_by_128_bits(compiled):

@@ -38,7 +38,7 @@ def test_hyper_parameters_are_validated_in_torchs_words(optimizer_class, options
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"state": "compact"}, "expected 'dense'"),
+        ({"state": "sparse"}, "'dense' or 'compact'"),
         ({"freeze": "always"}, "'exact' or 'gradient'"),
         ({"differentiable": True}, "differentiable=True"),
         ({"optimizer_class": torch.optim.LBFGS}, "LBFGS cannot run under a saliency mask"),

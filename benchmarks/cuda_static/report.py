@@ -18,7 +18,8 @@ measured ones run `python -m benchmarks --device cuda` on a GPU."""
 
 _KERNELS = """\
 Each figure for A100 (`sm_80`) / H100 (`sm_90`). `masked_step` names its rule (`AdamRule<true>` is
-amsgrad), the format of weights and that of gradients; `careful_step` is the same with masters or
+amsgrad), the format of weights, that of gradients, and where state lies: compact state moves one
+by one, for its groups begin anywhere. `careful_step` is the same with masters or
 stochastic rounding. Spills: instructions that touch thread-local
 memory, plus bytes of stack. Wide: 128-bit loads + stores of device memory in the code of one group
 of eight weights; every array of weights, gradients, scores and state goes that way where its

@@ -47,20 +47,20 @@ struct CpuBackend {
   }
 
   void masked_sgd(DenseSpan params, DenseSpan grads, DenseSpan buffers, StepSpan steps,
-                  WordsSpan masks, const HalfPrecision& half, const SgdOptions& options,
-                  const StepTensors& tensors) {
+                  WordsSpan masks, Ranks ranks, const HalfPrecision& half,
+                  const SgdOptions& options, const StepTensors& tensors) {
     if (is_nonzero(tensors.found_inf)) return;
-    cpu::masked_sgd(params, grads, buffers, steps, masks, half, options,
+    cpu::masked_sgd(params, grads, buffers, steps, masks, ranks, half, options,
                     number_of(tensors.lr, "lr"), scale_of(tensors.grad_scale));
   }
 
   void masked_adam(DenseSpan params, DenseSpan grads, DenseSpan exp_avgs, DenseSpan exp_avg_sqs,
-                   DenseSpan max_exp_avg_sqs, StepSpan steps, WordsSpan masks,
+                   DenseSpan max_exp_avg_sqs, StepSpan steps, WordsSpan masks, Ranks ranks,
                    const HalfPrecision& half, const AdamOptions& options,
                    const StepTensors& tensors) {
     if (is_nonzero(tensors.found_inf)) return;
-    cpu::masked_adam(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, half,
-                     options, number_of(tensors.lr, "lr"), scale_of(tensors.grad_scale));
+    cpu::masked_adam(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, masks, ranks,
+                     half, options, number_of(tensors.lr, "lr"), scale_of(tensors.grad_scale));
   }
 
   void soft_threshold(DenseSpan params, DenseSpan anchors, int64_t k, float* tau) {

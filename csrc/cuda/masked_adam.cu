@@ -7,7 +7,8 @@ namespace {
 template <bool Amsgrad>
 class AdamRule {
  public:
-  static constexpr int kStates = Amsgrad ? 3 : 2, kResidentBlocks = Amsgrad ? 2 : 3;
+  static constexpr int kStates = Amsgrad ? 3 : 2;
+  static constexpr int kResidentBlocks = Amsgrad ? 2 : 3, kCompactBlocks = 2;
   using Coefficients = AdamCoefficients;
 
   explicit AdamRule(const AdamOptions& options) : options_(options) {}
@@ -45,9 +46,10 @@ class AdamRule {
 void masked_adam(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                  std::span<const Dense> exp_avgs, std::span<const Dense> exp_avg_sqs,
                  std::span<const Dense> max_exp_avg_sqs, std::span<float* const> steps,
-                 std::span<const Words> masks, const HalfPrecision& half,
+                 std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
                  const AdamOptions& options, const StepScalars& scalars) {
-  StepLists lists = {params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps, masks, half};
+  StepLists lists = {params, grads, {exp_avgs, exp_avg_sqs, max_exp_avg_sqs}, steps, masks,
+                     ranks,  half};
   if (max_exp_avg_sqs.empty())
     step_lists(workspace, lists, AdamRule<false>(options), scalars);
   else

@@ -6,7 +6,7 @@ namespace {
 
 class SgdRule {
  public:
-  static constexpr int kStates = 1, kResidentBlocks = 4;
+  static constexpr int kStates = 1, kResidentBlocks = 4, kCompactBlocks = 4;
   struct Coefficients {
     SgdCoefficients values;
     Momentum mode;
@@ -57,9 +57,9 @@ class SgdRule {
 
 void masked_sgd(Workspace& workspace, std::span<const Dense> params, std::span<const Dense> grads,
                 std::span<const Dense> momentum_buffers, std::span<float* const> steps,
-                std::span<const Words> masks, const HalfPrecision& half, const SgdOptions& options,
-                const StepScalars& scalars) {
-  StepLists lists = {params, grads, {momentum_buffers}, steps, masks, half};
+                std::span<const Words> masks, Ranks ranks, const HalfPrecision& half,
+                const SgdOptions& options, const StepScalars& scalars) {
+  StepLists lists = {params, grads, {momentum_buffers}, steps, masks, ranks, half};
   step_lists(workspace, lists, SgdRule(options), scalars);
 }
 

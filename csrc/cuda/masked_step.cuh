@@ -3,6 +3,7 @@
 // weight:
 //   kStates            fp32 numbers per weight
 //   kResidentBlocks    per multiprocessor: as many as fit without spilling registers
+//   kCompactBlocks     the same with compact state
 //   Coefficients       of one tensor
 //   coefficients(lr, t), maximize
 //   with_update(coefficients, body): calls body(update) with the one update(g, theta, states) that
@@ -13,6 +14,7 @@
 
 #include "cuda/group.cuh"
 #include "cuda/scalar.cuh"
+#include "cuda/warp.cuh"
 #include "formats.h"
 #include "rules/rounding.h"
 
@@ -26,7 +28,9 @@ struct StepSlot {
   uint64_t origin;  // flat index of the first element
   const void* grad;
   float* states[kMaxStates];  // null where the rule keeps none
+  int64_t kept;               // elements of each state: numel, or fewer where it is compact
   const uint32_t* words;      // null: every weight moves
+  const int64_t* ranks;       // null: state is not compact
   float* step;
   int64_t numel;
 };
@@ -37,7 +41,10 @@ struct StepLists {
   std::array<std::span<const Dense>, kMaxStates> states;  // each as long as params, or empty
   std::span<float* const> steps;
   std::span<const Words> masks;
+  Ranks ranks;
   const HalfPrecision& half;
+
+  bool compact(size_t i) const { return !ranks.empty() && ranks[i] && !states[0].empty(); }
 
   StepSlot slot(size_t i) const {
     StepSlot slot = {.param = params[i].data,
@@ -45,11 +52,16 @@ struct StepLists {
                      .origin = half.stochastic ? uint64_t(half.origins[i]) : 0,
                      .grad = grads[i].data,
                      .states = {},
+                     .kept = params[i].numel,
                      .words = masks[i].data,
+                     .ranks = compact(i) ? ranks[i] : nullptr,
                      .step = steps[i],
                      .numel = params[i].numel};
     for (size_t s = 0; s < kMaxStates; ++s)
-      if (!states[s].empty()) slot.states[s] = static_cast<float*>(states[s][i].data);
+      if (!states[s].empty()) {
+        slot.states[s] = static_cast<float*>(states[s][i].data);
+        slot.kept = std::min(slot.kept, states[s][i].numel);
+      }
     return slot;
   }
 };
@@ -144,9 +156,102 @@ class CarefulWeights {
   float theta_[kGroup];
 };
 
-// What both kernels below do. A group without a bit is not touched at all: in fp32 that is one
+// State laid out as its parameter.
+template <int States>
+class DenseState {
+ public:
+  static constexpr bool kCompact = false;
+
+  __device__ __forceinline__ explicit DenseState(const StepSlot& slot) : slot_(slot) {}
+
+  // Calls body(at, count, moving) for the groups of this thread; moving: their bits.
+  template <class Body>
+  __device__ __forceinline__ void for_each_group(const Chunk& chunk, Body body) {
+    salun::cuda::for_each_group(chunk, [&](int64_t at, int count) {
+      body(at, count, slot_.words ? group_bits(slot_.words, at) : first_bits(count));
+    });
+  }
+  __device__ __forceinline__ void load(int64_t at, int count, uint32_t,
+                                       float (&states)[States][kGroup]) const {
+#pragma unroll
+    for (int s = 0; s < States; ++s)
+      if (slot_.states[s]) load_group(slot_.states[s] + at, count, states[s]);
+  }
+  __device__ __forceinline__ void store(int64_t at, int count, uint32_t,
+                                        const float (&states)[States][kGroup]) const {
+#pragma unroll
+    for (int s = 0; s < States; ++s)
+      if (slot_.states[s]) store_group(slot_.states[s] + at, count, states[s]);
+  }
+
+ private:
+  const StepSlot& slot_;
+};
+
+// State of the selected weights alone, one behind the other.
+template <int States>
+class CompactState {
+ public:
+  static constexpr bool kCompact = true;
+
+  __device__ __forceinline__ explicit CompactState(const StepSlot& slot) : slot_(slot) {}
+
+  // All threads of a warp take part in every turn, with a group or without: they count together.
+  template <class Body>
+  __device__ __forceinline__ void for_each_group(const Chunk& chunk, Body body) {
+    static_assert(kChunk == kRankRun);
+    const int64_t rank = slot_.ranks[chunk.begin / kRankRun];
+    for (int turn = 0; turn < chunk.count; turn += kBlock * kGroup) {
+      const int at = turn + int(threadIdx.x) * kGroup, left = chunk.count - at;
+      const int count = left < 0 ? 0 : left < kGroup ? left : kGroup;
+      const int64_t place = chunk.begin + at;
+      uint32_t moving = count > 0 ? group_bits(slot_.words, place) & first_bits(count) : 0;
+      const uint32_t ones = uint32_t(__popc(moving));
+      first_ = rank + ones_before(chunk, at, ones);
+      if (first_ < 0 || first_ + ones > slot_.kept) moving = 0;  // ranks of another mask
+      body(place, count, moving);
+    }
+  }
+  __device__ __forceinline__ void load(int64_t, int, uint32_t moving,
+                                       float (&states)[States][kGroup]) const {
+#pragma unroll
+    for (int s = 0; s < States; ++s) {
+      const float* from = slot_.states[s] + first_;
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i)
+        if (bit(moving, i)) states[s][i] = *from++;
+    }
+  }
+  __device__ __forceinline__ void store(int64_t, int, uint32_t moving,
+                                        const float (&states)[States][kGroup]) const {
+#pragma unroll
+    for (int s = 0; s < States; ++s) {
+      float* to = slot_.states[s] + first_;
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i)
+        if (bit(moving, i)) *to++ = states[s][i];
+    }
+  }
+
+ private:
+  // Ones of the chunk before the group of this thread, which has `own`: those before the warp's
+  // first group by words that its lanes share, those within the warp by a scan over the lanes.
+  __device__ __forceinline__ int64_t ones_before(const Chunk& chunk, int at, uint32_t own) const {
+    const int lane = int(threadIdx.x) % kWarp, begin = at - lane * kGroup;
+    const int words = int(word_count(begin < chunk.count ? begin : chunk.count));
+    const uint32_t* first = slot_.words + chunk.begin / kWordBits;
+    uint32_t before = 0;
+    for (int w = lane; w < words; w += kWarp) before += uint32_t(__popc(first[w]));
+    return int64_t(warp_sum(before)) + (warp_sum_upto(own) - own);
+  }
+
+  const StepSlot& slot_;
+  int64_t first_ = 0;  // of this thread's group, in each state
+};
+
+// What all kernels below do. A group without a bit is not touched at all: in fp32 that is one
 // memory sector of each array.
-template <class Rule, class Weights, class GradFormat>
+template <class Rule, class Weights, class State, class GradFormat>
 __device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const Rule& rule,
                                              const StepScalars& scalars, Stochastic stochastic,
                                              const typename Rule::Coefficients* coefficients) {
@@ -156,15 +261,13 @@ __device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const
     const StepSlot slot = table.slots[chunk.slot];
     const auto constants = coefficients[chunk.slot];
     Weights weights(slot, stochastic);
-    for_each_group(chunk, [&](int64_t at, int count) {
-      uint32_t moving = slot.words ? group_bits(slot.words, at) : first_bits(count);
+    State state(slot);
+    state.for_each_group(chunk, [&](int64_t at, int count, uint32_t moving) {
       if (moving == 0) return;
       float g[kGroup], states[Rule::kStates][kGroup];
       weights.load(at, count);
       load_gradients<GradFormat>(slot.grad, at, count, scale, rule.maximize(), g);
-#pragma unroll
-      for (int s = 0; s < Rule::kStates; ++s)
-        if (slot.states[s]) load_group(slot.states[s] + at, count, states[s]);
+      state.load(at, count, moving, states);
       rule.with_update(constants, [&](auto update) {
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
@@ -179,33 +282,34 @@ __device__ __forceinline__ void step_weights(const Table<StepSlot>& table, const
         }
       });
       weights.store(at, count);
-#pragma unroll
-      for (int s = 0; s < Rule::kStates; ++s)
-        if (slot.states[s]) store_group(slot.states[s] + at, count, states[s]);
+      state.store(at, count, moving, states);
     });
   });
 }
 
-template <class Rule, class ParamFormat, class GradFormat>
-__global__ void __launch_bounds__(kBlock, Rule::kResidentBlocks)
+// State: DenseState or CompactState.
+template <class Rule, class ParamFormat, class GradFormat, template <int> class State>
+__global__ void __launch_bounds__(kBlock, State<Rule::kStates>::kCompact ? Rule::kCompactBlocks
+                                                                         : Rule::kResidentBlocks)
     masked_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
                 const typename Rule::Coefficients* coefficients) {
-  step_weights<Rule, NearestWeights<ParamFormat>, GradFormat>(table, rule, scalars, stochastic,
-                                                              coefficients);
+  step_weights<Rule, NearestWeights<ParamFormat>, State<Rule::kStates>, GradFormat>(
+      table, rule, scalars, stochastic, coefficients);
 }
 
 // For masters and stochastic rounding: more registers, so fewer blocks at a time.
-template <class Rule, class ParamFormat, class GradFormat>
+template <class Rule, class ParamFormat, class GradFormat, template <int> class State>
 __global__ void __launch_bounds__(kBlock, 2)
     careful_step(Table<StepSlot> table, Rule rule, StepScalars scalars, Stochastic stochastic,
                  const typename Rule::Coefficients* coefficients) {
-  step_weights<Rule, CarefulWeights<ParamFormat>, GradFormat>(table, rule, scalars, stochastic,
-                                                              coefficients);
+  step_weights<Rule, CarefulWeights<ParamFormat>, State<Rule::kStates>, GradFormat>(
+      table, rule, scalars, stochastic, coefficients);
 }
 
-template <class Rule, class ParamFormat, class GradFormat>
+template <class Rule, class ParamFormat, class GradFormat, template <int> class State>
 void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const Rule& rule,
                 const StepScalars& scalars, const HalfPrecision& half) {
+  if (slots.empty()) return;
   auto table = upload(workspace, slots);
   auto* coefficients = scratch<typename Rule::Coefficients>(workspace, table.count);
   cudaStream_t stream = stream_of(workspace);
@@ -215,30 +319,32 @@ void step_group(Workspace& workspace, const std::vector<StepSlot>& slots, const 
   const Stochastic stochastic = {half.stochastic, half.seed};
   if constexpr (!std::is_same_v<ParamFormat, Float32>) {
     if (half.stochastic || !half.masters.empty()) {
-      LAUNCH((careful_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
-             table, rule, scalars, stochastic, coefficients);
+      LAUNCH((careful_step<Rule, ParamFormat, GradFormat, State>), grid_for(table.chunks), kBlock,
+             stream, table, rule, scalars, stochastic, coefficients);
       return;
     }
   }
-  LAUNCH((masked_step<Rule, ParamFormat, GradFormat>), grid_for(table.chunks), kBlock, stream,
-         table, rule, scalars, stochastic, coefficients);
+  LAUNCH((masked_step<Rule, ParamFormat, GradFormat, State>), grid_for(table.chunks), kBlock,
+         stream, table, rule, scalars, stochastic, coefficients);
 }
 
-// Tensors whose dtypes agree go together.
+// Tensors go together whose dtypes agree, and whose state is of one kind.
 template <class Rule>
 void step_lists(Workspace& workspace, const StepLists& lists, const Rule& rule,
                 const StepScalars& scalars) {
   for (Dtype param : kDtypes)
     for (Dtype grad : kDtypes) {
-      std::vector<StepSlot> slots;
+      std::vector<StepSlot> dense, compact;
       for (size_t i = 0; i < lists.params.size(); ++i)
         if (lists.params[i].dtype == param && lists.grads[i].dtype == grad)
-          slots.push_back(lists.slot(i));
-      if (slots.empty()) continue;
+          (lists.compact(i) ? compact : dense).push_back(lists.slot(i));
       with_format(param, [&](auto param_format) {
         with_format(grad, [&](auto grad_format) {
-          step_group<Rule, decltype(param_format), decltype(grad_format)>(workspace, slots, rule,
-                                                                          scalars, lists.half);
+          using Param = decltype(param_format);
+          using Grad = decltype(grad_format);
+          step_group<Rule, Param, Grad, DenseState>(workspace, dense, rule, scalars, lists.half);
+          step_group<Rule, Param, Grad, CompactState>(workspace, compact, rule, scalars,
+                                                      lists.half);
         });
       });
     }

@@ -98,18 +98,18 @@ class CudaBackend {
   }
 
   void masked_sgd(DenseSpan params, DenseSpan grads, DenseSpan buffers, StepSpan steps,
-                  WordsSpan masks, const HalfPrecision& half, const SgdOptions& options,
-                  const StepTensors& tensors) {
-    cuda::masked_sgd(workspace_, params, grads, buffers, steps, masks, half, options,
+                  WordsSpan masks, Ranks ranks, const HalfPrecision& half,
+                  const SgdOptions& options, const StepTensors& tensors) {
+    cuda::masked_sgd(workspace_, params, grads, buffers, steps, masks, ranks, half, options,
                      scalars(tensors));
   }
 
   void masked_adam(DenseSpan params, DenseSpan grads, DenseSpan exp_avgs, DenseSpan exp_avg_sqs,
-                   DenseSpan max_exp_avg_sqs, StepSpan steps, WordsSpan masks,
+                   DenseSpan max_exp_avg_sqs, StepSpan steps, WordsSpan masks, Ranks ranks,
                    const HalfPrecision& half, const AdamOptions& options,
                    const StepTensors& tensors) {
     cuda::masked_adam(workspace_, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps,
-                      masks, half, options, scalars(tensors));
+                      masks, ranks, half, options, scalars(tensors));
   }
 
   void soft_threshold(DenseSpan params, DenseSpan anchors, int64_t k, float* tau) {

@@ -4,6 +4,7 @@
 // kind arrive together and no other memory need be ordered.
 #pragma once
 #include "cuda/table.cuh"
+#include "cuda/warp.cuh"
 
 namespace salun::cuda {
 
@@ -19,13 +20,6 @@ __device__ __forceinline__ TieStatus await(TieStatus* status) {
   TieStatus seen = 0;
   while (seen == 0) seen = atomicAdd(status, TieStatus(0));
   return seen;
-}
-
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, distance);
-  return value;
 }
 
 // Ties in all chunks before this one; called by one whole warp. The chunks before must have been

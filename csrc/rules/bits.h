@@ -6,6 +6,16 @@ constexpr int kWordBits = 32;
 
 SALUN_RULE int64_t word_count(int64_t numel) { return (numel + kWordBits - 1) / kWordBits; }
 
+// The bits of a word that belong to the `left` elements from its first on.
+SALUN_RULE uint32_t valid_bits(int64_t left) {
+  return left >= kWordBits ? ~uint32_t(0) : ~uint32_t(0) >> (kWordBits - left);
+}
+
+// Ranks count the bits that are 1 before each run of this many elements, and last of all in all.
+constexpr int64_t kRankRun = 4096;
+
+SALUN_RULE int64_t rank_count(int64_t numel) { return (numel + kRankRun - 1) / kRankRun + 1; }
+
 #if defined(__x86_64__) && !defined(__AVX2__) && !defined(__CUDACC__)
 // SSE2 cannot shift lanes by different amounts: load the single bits instead.
 constexpr uint32_t kSingleBits[kWordBits] = {

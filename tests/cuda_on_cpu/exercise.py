@@ -16,7 +16,7 @@ from salun_fast import ops, reference
 from tests.conftest import awkward_tensors, clones, same_bytes
 from tests.ops import backends
 from tests.ops.placement import moved
-from tests.ops.steps import CASES, Half, gradients, problem
+from tests.ops.steps import CASES, Half, compact, gradients, problem
 
 
 def tied_scores() -> list[Tensor]:
@@ -72,6 +72,16 @@ def masked_step(name: str) -> bool:
     return all(map(same_bytes, ours.tensors(), theirs.tensors()))
 
 
+def compact_state() -> bool:
+    case = CASES["sgd-nesterov-scaled"]
+    ours = compact(problem(torch.float32, case.states))
+    theirs = ours.copy()
+    for grads in gradients(torch.float32, 2):
+        case.op(ours, moved(grads))
+        case.oracle(theirs, grads)
+    return all(map(same_bytes, ours.tensors(), theirs.tensors()))
+
+
 def half_precision() -> bool:
     """Both ways of bf16 parameters: a master copy, and stochastic rounding."""
     held = True
@@ -108,6 +118,7 @@ EXERCISES: dict[str, Callable[[], bool]] = {
     "select_pack": pack,
     "masked_sgd_": lambda: masked_step("sgd-nesterov-scaled"),
     "masked_adam_": lambda: masked_step("adam-amsgrad-ascent"),
+    "compact_state": compact_state,
     "half_precision": half_precision,
     "soft_threshold_": soft_threshold,
 }

@@ -163,6 +163,37 @@ def round_alike(rank: int, world: int) -> None:
             assert_same(whole, shards, f"{case.name}, {mode}")
 
 
+def compact_alike(rank: int, world: int) -> None:
+    """Compact state of blocks: plain vectors of the selected weights here, dense in checkpoints."""
+    mesh = mesh_of(world)
+    masks = [
+        SaliencyMask.from_dict({name: t > 0.3 for name, t in values(seed).items()})
+        for seed in (3, 4)
+    ]
+    for case in (FUSED[2], FUSED[6]):
+        whole, shards = both(case, mesh, masks[0], state="compact")
+        for step in range(5):
+            if step == 2:
+                shards.load_state_dict(shards.state_dict())
+            if step == 3:
+                for optimizer in (whole, shards):
+                    optimizer.set_mask(masks[1])
+            for optimizer, spread_over in ((whole, None), (shards, mesh)):
+                give_gradients(optimizer, step, spread_over)
+                optimizer.step()
+        ours, theirs = whole.state_dict()["state"], shards.state_dict()["state"]
+        for index, (name, param) in enumerate(shards._named()):
+            assert same_bytes(list(whole._named())[index][1].detach(), full(param).detach()), name
+            for key, value in ours[index].items():
+                assert same_bytes(value, full(theirs[index][key])), (case.name, name, key)
+            block = param.to_local()
+            kept = shards.mask.local[name] if block.numel() else torch.zeros(0)
+            for key, value in shards.state[param].items():
+                if key != "step" and block.numel():
+                    assert not isinstance(value, DTensor)
+                    assert value.shape == (int(kept.sum()),)
+
+
 def refuse_alike(rank: int, world: int) -> None:
     """A NaN on one process stops all; a frozen one stops none."""
     mesh = mesh_of(world)

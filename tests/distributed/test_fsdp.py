@@ -40,6 +40,7 @@ JOBS = [
     jobs.nan_stops_all,
     jobs.step_in_backward_alike,
     jobs.compile_alike,
+    jobs.compact_alike,
 ]
 
 

@@ -21,9 +21,24 @@ void plant_short_parameter() {
   Masks none({0});
   none.present[0] = false;
   cpu::masked_sgd(
-      claimed, dense(grads), {}, pointers(steps), none.words(), {},
+      claimed, dense(grads), {}, pointers(steps), none.words(), {}, {},
       {.momentum = 0, .dampening = 0, .weight_decay = 0, .nesterov = false, .maximize = false}, 0.1,
       1.0f);
+}
+
+// Compact state one element shorter than the list says, and than its mask has ones.
+void plant_short_state() {
+  List params = random_list({1000}, Dtype::f32, 1), grads = random_list({1000}, Dtype::f32, 2);
+  List state = random_list({999}, Dtype::f32, 3);
+  std::vector<Dense> claimed = {{state[0].data(), 1000, Dtype::f32}};
+  std::vector<float> steps = {0.0f};
+  std::vector<int64_t> ranks = {0, 1000};
+  std::vector<const int64_t*> pointer = {ranks.data()};
+  Masks all({1000}, 0xFF);
+  cpu::masked_sgd(
+      dense(params), dense(grads), claimed, pointers(steps), all.words(), pointer, {},
+      {.momentum = 0.9, .dampening = 0, .weight_decay = 0, .nesterov = false, .maximize = false},
+      0.1, 1.0f);
 }
 
 // Masks one word too short for their scores.
@@ -67,13 +82,11 @@ void plant_wrong_bit() {
 struct Plant {
   const char* name;
   void (*run)();
-} const kPlants[] = {{"short-gradient", plant_short_gradient},
-                     {"short-parameter", plant_short_parameter},
-                     {"short-words", plant_short_words},
-                     {"misaligned", plant_misaligned},
-                     {"overlapping-threads", plant_overlapping_threads},
-                     {"unguarded-count", plant_unguarded_count},
-                     {"wrong-bit", plant_wrong_bit}};
+} const kPlants[] = {
+    {"short-gradient", plant_short_gradient},   {"short-parameter", plant_short_parameter},
+    {"short-state", plant_short_state},         {"short-words", plant_short_words},
+    {"misaligned", plant_misaligned},           {"overlapping-threads", plant_overlapping_threads},
+    {"unguarded-count", plant_unguarded_count}, {"wrong-bit", plant_wrong_bit}};
 
 }  // namespace
 

@@ -181,6 +181,12 @@ struct Masks {
   }
   void set(size_t t, int64_t i) { blocks[t]->data()[i / 8] |= uint8_t(1 << (i % 8)); }
 
+  int64_t ones(size_t t, int64_t numel) const {
+    int64_t count = 0;
+    for (int64_t i = 0; i < numel; ++i) count += get(t, i);
+    return count;
+  }
+
   std::vector<Words> words() const {
     std::vector<Words> result;
     for (size_t t = 0; t < blocks.size(); ++t)

@@ -20,6 +20,7 @@ class Problem:
     masks: list[Tensor]
     states: list[list[Tensor]] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
+    ranks: list[Tensor] = field(default_factory=list)
 
     def copy(self) -> Problem:
         return Problem(
@@ -27,6 +28,7 @@ class Problem:
             self.masks,
             [clones(state) for state in self.states],
             clones(self.steps),
+            self.ranks,
         )
 
     def tensors(self) -> list[Tensor]:
@@ -41,6 +43,20 @@ def random_masks(params: list[Tensor], density: float, seed: int) -> list[Tensor
         words = bits.pack(torch.rand(param.shape, generator=generator) < density)
         masks.append(bits.to_memory_order(words, param) if i % 4 != 3 else words[:0])
     return masks
+
+
+def compact(p: Problem) -> Problem:
+    """The same with compact state wherever there is a mask; nothing is shared."""
+    ours = p.copy()
+    ours.ranks = [
+        bits.ranks(words, param.numel()) if words.numel() else torch.empty(0, dtype=torch.int64)
+        for param, words in zip(p.params, p.masks, strict=True)
+    ]
+    for state in ours.states:
+        for i, words in enumerate(p.masks):
+            if words.numel():
+                state[i] = bits.compress(bits.in_memory_order(state[i]), words)
+    return ours
 
 
 @dataclass
@@ -93,14 +109,14 @@ class Sgd:
         ops.masked_sgd_(
             p.params, grads, p.states[0], p.steps, p.masks, lr=self.lr, momentum=self.momentum,
             dampening=self.dampening, weight_decay=self.weight_decay, nesterov=self.nesterov,
-            maximize=self.maximize, grad_scale=_tensor(self.scale), **more,
+            maximize=self.maximize, grad_scale=_tensor(self.scale), ranks=p.ranks, **more,
         )  # fmt: skip
 
     def oracle(self, p: Problem, grads: list[Tensor], half: Half | None = None) -> None:
         half = half or Half()
         reference.masked_sgd_(
             p.params, grads, p.states[0] if self.momentum else [], p.steps, p.masks, half.masters,
-            torch.tensor(self.lr, dtype=torch.float64), self.momentum, self.dampening,
+            p.ranks, torch.tensor(self.lr, dtype=torch.float64), self.momentum, self.dampening,
             self.weight_decay, self.nesterov, self.maximize, _tensor(self.scale), None,
             half.origins, half.rounding_seed,
         )  # fmt: skip
@@ -124,7 +140,7 @@ class Adam:
             p.params, grads, m, v, v_max if self.amsgrad else [], p.steps, p.masks, lr=self.lr,
             betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
             decoupled=self.decoupled, maximize=self.maximize, grad_scale=_tensor(self.scale),
-            **more,
+            ranks=p.ranks, **more,
         )  # fmt: skip
 
     def oracle(self, p: Problem, grads: list[Tensor], half: Half | None = None) -> None:
@@ -132,9 +148,9 @@ class Adam:
         m, v, v_max = p.states
         reference.masked_adam_(
             p.params, grads, m, v, v_max if self.amsgrad else [], p.steps, p.masks, half.masters,
-            torch.tensor(self.lr, dtype=torch.float64), *self.betas, self.eps, self.weight_decay,
-            self.decoupled, self.maximize, _tensor(self.scale), None, half.origins,
-            half.rounding_seed,
+            p.ranks, torch.tensor(self.lr, dtype=torch.float64), *self.betas, self.eps,
+            self.weight_decay, self.decoupled, self.maximize, _tensor(self.scale), None,
+            half.origins, half.rounding_seed,
         )  # fmt: skip
 
 

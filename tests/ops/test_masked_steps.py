@@ -205,12 +205,12 @@ def test_the_native_kernel_itself_refuses_what_would_touch_foreign_memory():
     short = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="masks"):
         torch.ops.salun_fast.masked_sgd_(
-            [torch.zeros(64)], [torch.zeros(64)], [], [torch.tensor(0.0)], [short], [],
+            [torch.zeros(64)], [torch.zeros(64)], [], [torch.tensor(0.0)], [short], [], [],
             torch.tensor(0.1), 0.0, 0.0, 0.0, False, False, None, None, [], None,
         )  # fmt: skip
     with pytest.raises(RuntimeError, match="grads"):
         torch.ops.salun_fast.masked_sgd_(
-            [torch.zeros(64)], [torch.zeros(8)], [], [torch.tensor(0.0)], [short[:0]], [],
+            [torch.zeros(64)], [torch.zeros(8)], [], [torch.tensor(0.0)], [short[:0]], [], [],
             torch.tensor(0.1), 0.0, 0.0, 0.0, False, False, None, None, [], None,
         )  # fmt: skip
 

@@ -24,14 +24,18 @@ def _tensors(seed: int) -> list[Tensor]:
     return [*flat, image.contiguous(memory_format=torch.channels_last)]
 
 
-def _step_arguments(states: int) -> tuple:
+def _step_arguments(states: int, compact: bool) -> tuple:
     params = _tensors(1)
     masks = [bits.to_memory_order(bits.pack(t > 0), t) for t in params]
     moments = [[torch.zeros_like(t) for t in params] for _ in range(states)]
-    return params, _tensors(2), *moments, [torch.tensor(0.0) for _ in params], masks
+    ranks = []
+    if compact:
+        ranks = [bits.ranks(words, t.numel()) for words, t in zip(masks, params, strict=True)]
+        moments = [[torch.zeros(bits.count(words)) for words in masks] for _ in moments]
+    return params, _tensors(2), *moments, [torch.tensor(0.0) for _ in params], masks, [], ranks
 
 
-def _arguments(name: str) -> tuple:
+def _arguments(name: str, compact: bool = False) -> tuple:
     """Valid arguments of each op, as registered."""
     lr = torch.tensor(0.1, dtype=torch.float64)
     return {
@@ -40,11 +44,11 @@ def _arguments(name: str) -> tuple:
         "select_histogram": lambda: (_tensors(1), 0, 0, True),
         "select_pack": lambda: (_tensors(1), 1 << 29, 3, True),
         "masked_sgd_": lambda: (
-            *_step_arguments(1), [], lr, 0.9, 0.1, 0.01, False, False, None, torch.tensor(0.0),
+            *_step_arguments(1, compact), lr, 0.9, 0.1, 0.01, False, False, None, torch.tensor(0.0),
             [], None,
         ),
         "masked_adam_": lambda: (
-            *_step_arguments(3), [], lr, 0.9, 0.99, 1e-8, 0.01, True, False, torch.tensor(2.0),
+            *_step_arguments(3, compact), lr, 0.9, 0.99, 1e-8, 0.01, True, False, torch.tensor(2.0),
             None, [], None,
         ),
         "soft_threshold_": lambda: (_tensors(1), _tensors(2), 50),
@@ -66,6 +70,11 @@ def test_every_op_of_the_table_is_exercised_below_and_has_a_kernel():
 @pytest.mark.parametrize("name", ops.TABLE)
 def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name).default, _arguments(name))
+
+
+@pytest.mark.parametrize("name", ["masked_sgd_", "masked_adam_"])
+def test_opcheck_with_compact_state(name):
+    torch.library.opcheck(getattr(OPS, name).default, _arguments(name, compact=True))
 
 
 def _flat(result: object) -> list[Tensor]:
@@ -111,7 +120,7 @@ def test_wrappers_compile_without_graph_breaks():
 
 SNIPPET = """
 import hashlib, json, torch
-from tests.ops.steps import CASES, gradients, problem
+from tests.ops.steps import CASES, compact, gradients, problem
 from tests.conftest import awkward_tensors
 from salun_fast import _load, ops
 torch.set_num_threads({threads})
@@ -124,6 +133,9 @@ for dtype in ops.FLOATS:
         p = problem(dtype, case.states)
         for g in gradients(dtype, 2):
             case.op(p, g)
+        add(p.tensors())
+        p = compact(problem(dtype, case.states))
+        case.op(p, gradients(dtype, 1)[0])
         add(p.tensors())
     scores = awkward_tensors(torch.float32, 1)
     for rule in ops.RULES:

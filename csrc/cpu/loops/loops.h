@@ -24,6 +24,7 @@ struct SgdStep {
   SgdCoefficients coefficients;
   Momentum mode;
   bool nesterov, decay, maximize;
+  bool compact;  // state is that of the selected weights alone
   float grad_scale;
 };
 
@@ -31,6 +32,7 @@ struct AdamStep {
   AdamCoefficients coefficients;
   Decay decay;
   bool maximize;
+  bool compact;
   float grad_scale;
 };
 
@@ -85,6 +87,8 @@ struct Loops {
   // Bits of the keys above threshold and of the first `wanted` that equal it; returns how many do.
   int64_t (*pack)(const View& view, int64_t n, uint32_t threshold, int64_t wanted, bool largest,
                   uint32_t* words);
+  // How many of the first n bits are 1.
+  int64_t (*count_ones)(const uint32_t* words, int64_t n);
   void (*masked_sgd)(const Weights* weights, const void* grad, Dtype grad_dtype, float* buffer,
                      const uint32_t* words, int64_t n, const SgdStep* step);
   void (*masked_adam)(const Weights* weights, const void* grad, Dtype grad_dtype, float* m,

@@ -1,6 +1,6 @@
 // One pass: read grad, param, buffer and bits, write param and buffer; 20 bytes a weight in fp32.
 #pragma once
-#include "cpu/loops/tile.h"
+#include "cpu/loops/step.h"
 
 namespace salun::cpu {
 namespace {
@@ -31,16 +31,10 @@ void masked_sgd(const Weights* weights, const void* grad, Dtype grad_dtype, floa
                    : step->mode == Momentum::first
                        ? pick_sgd_tile<Momentum::first>(step->nesterov, step->decay)
                        : pick_sgd_tile<Momentum::running>(step->nesterov, step->decay);
-  float g_tile[kTile], p_tile[kTile];
-  for (int64_t at = 0; at < n; at += kTile) {
-    int64_t count = n - at < kTile ? n - at : kTile;
-    const uint32_t* tile_words = words ? words + at / kWordBits : nullptr;
-    float* p = open_weights(*weights, at, count, p_tile);
-    const float* g = load_gradient(advance(grad, grad_dtype, at), grad_dtype, count, step->maximize,
-                                   step->grad_scale, g_tile);
-    update(step->coefficients, g, p, buffer ? buffer + at : nullptr, tile_words, count);
-    close_weights(*weights, at, p, tile_words, count);
-  }
+  step_tiles(*weights, grad, grad_dtype, words, n, *step,
+             [=](const float* g, float* p, int64_t at, const uint32_t* moving, int64_t count) {
+               update(step->coefficients, g, p, buffer ? buffer + at : nullptr, moving, count);
+             });
 }
 
 }  // namespace

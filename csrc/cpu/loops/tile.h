@@ -48,6 +48,7 @@ void for_each_moving_word(const uint32_t* words, int64_t n, Element element) {
 #pragma GCC ivdep
       for (int i = 0; i < kWordBits; ++i) element(base + i, bit(word, i));
     } else {
+#pragma GCC ivdep
       for (int i = 0; i < int(n - base); ++i) element(base + i, bit(word, i));
     }
   }

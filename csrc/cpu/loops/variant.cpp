@@ -10,8 +10,8 @@
 namespace salun::cpu::SALUN_ISA {
 
 extern const Loops variant;
-const Loops variant = {accumulate, sift,        any_nonfinite, histogram,
-                       pack,       masked_sgd,  masked_adam,   soft_threshold,
-                       kTileRows,  kPanelLanes, pack_panel,    add_tile};
+const Loops variant = {accumulate,  sift,       any_nonfinite, histogram,      pack,
+                       count_ones,  masked_sgd, masked_adam,   soft_threshold, kTileRows,
+                       kPanelLanes, pack_panel, add_tile};
 
 }  // namespace salun::cpu::SALUN_ISA
