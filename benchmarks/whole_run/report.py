@@ -159,7 +159,7 @@ def _shares(found: Findings) -> str:
     return (
         _table(["op", "ms", "share"], lines)
         + "\n\nOne whole run of a single step by torch's profiler, defaults: copies of the model, "
-        "the certificate's comparison and the step's own bookkeeping are in the last lines."
+        "the certificate's comparison and the step's own bookkeeping are in the last line."
     )
 
 
