@@ -34,6 +34,21 @@ def usable() -> list[Gpu]:
     ]
 
 
+def known_device(name: str) -> torch.device:
+    """Raises ValueError for a device that torch does not know or have here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is not known to torch") from error
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= usable:
+        raise ValueError(
+            f"device {name!r} is not available here: torch can use {usable} GPUs; use "
+            f"device=cpu{', or a number below that' if usable else ', see salun-fast doctor'}"
+        )
+    return device
+
+
 def driver() -> tuple[int, int] | None:
     """The newest CUDA that the installed driver serves, as (13, 0); None without a driver."""
     version = ctypes.c_int(0)

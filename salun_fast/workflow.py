@@ -16,6 +16,7 @@ from salun_fast.config import NARROW, RunConfig
 from salun_fast.data import ImageData, ImageSet, forget_split, load_images
 from salun_fast.evaluation import ClassifierMetrics, evaluate_classifier
 from salun_fast.experiment.jobs import RETRAIN_SEED
+from salun_fast.gpu import known_device
 from salun_fast.mask import SaliencyMask
 from salun_fast.methods import (
     EpochRecord,
@@ -239,21 +240,6 @@ def chosen_device(config: ComputeConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return known_device(config.device)
-
-
-def known_device(name: str) -> torch.device:
-    """Raises ValueError for a device that torch does not know or have here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is not known to torch") from error
-    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= usable:
-        raise ValueError(
-            f"device {name!r} is not available here: torch can use {usable} GPUs; use "
-            f"device=cpu{', or a number below that' if usable else ', see salun-fast doctor'}"
-        )
-    return device
 
 
 def _given_mask(config: RunConfig) -> SaliencyMask | None:

@@ -32,7 +32,8 @@ def demo(
 ) -> None:
     """Compare every method on real images and write the report.
 
-    Run it again to go on after a stop. KEY=VALUE changes the comparison: seeds=[0] train.epochs=3.
+    Run it again to go on after a stop. KEY=VALUE changes the comparison: seeds=[0] train.epochs=3
+    device=cuda.
     """
     from salun_fast.demo import demo_settings, run_demo
     from salun_fast.report import read_source

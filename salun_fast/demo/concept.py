@@ -148,9 +148,9 @@ class _Bench:
 
 
 @functools.lru_cache(maxsize=1)
-def _bench(data: str, root: str | None, models: str) -> _Bench:
+def _bench(data: str, root: str | None, models: str, device: str) -> _Bench:
     pictures = captioned(load_images(data, root=root))
-    pipeline, judges, facts = load_concept(models)
+    pipeline, judges, facts = load_concept(models, device)
     real = ImageSet(pictures.images, _captions(pictures))
     return _Bench(
         pictures,
@@ -167,7 +167,7 @@ def _captions(pictures: CaptionedSet) -> Tensor:
 
 
 def _execute(settings: ConceptDemo, folder: Path, job: Job) -> Record:
-    bench = _bench(settings.data, settings.root, settings.models)
+    bench = _bench(settings.data, settings.root, settings.models, settings.device)
     rows = _rows(job.task, bench.pictures.object_words)
     frames: list[tuple[int, Tensor]] = []
     result, pipeline = None, bench.pipeline

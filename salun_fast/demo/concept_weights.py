@@ -84,14 +84,18 @@ def train_concept_weights(
 
 
 def load_concept(
-    folder: str | os.PathLike[str] = SHIPPED,
+    folder: str | os.PathLike[str] = SHIPPED, device: str = "cpu"
 ) -> tuple[StableDiffusionPipeline, Judges, dict[str, Any]]:
-    """Pipeline in fp32, judges and facts of a folder of :func:`train_concept_weights`.
+    """Pipeline in fp32, judges and facts of a folder of :func:`train_concept_weights`; the models
+    on ``device``.
 
     Raises FileNotFoundError where one of them is missing.
     """
     path, facts = Path(folder), load_facts(folder)
-    return _loaded(path), load_judges(path, len(facts["objects"])), facts
+    judges = load_judges(path, len(facts["objects"]))
+    judges.objects.to(device)
+    judges.styles.to(device)
+    return _loaded(path, device), judges, facts
 
 
 def load_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -106,8 +110,8 @@ def load_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return facts
 
 
-def _loaded(folder: Path) -> Any:
-    return pipelines.load(folder / PIPELINE, torch.device("cpu"))
+def _loaded(folder: Path, device: str = "cpu") -> Any:
+    return pipelines.load(folder / PIPELINE, torch.device(device))
 
 
 @contextmanager

@@ -114,21 +114,21 @@ class _Bench:
 
 
 @functools.lru_cache(maxsize=1)
-def _bench(data_name: str, root: str | None, models: str) -> _Bench:
+def _bench(data_name: str, root: str | None, models: str, device: str) -> _Bench:
     data = pictures(data_name, root=root)
-    found = load_models(Path(models), data)
+    found = load_models(Path(models), data, device)
     judge = Judge.measured(found.judge, f"ResNet-18 of width 8 on {data_name}", data.test)
     return _Bench(data, found, judge, RealFeatures.of(judge.features(), data.train))
 
 
 def _execute(settings: DDPMDemo, folder: Path, job: Job) -> Record:
-    bench = _bench(settings.data, settings.root, settings.models)
+    bench = _bench(settings.data, settings.root, settings.models, settings.device)
     frames: list[tuple[int, Tensor]] = []
     result = None
     if job.method == "original":
         unet = bench.models.original
     elif job.method == "retrain":
-        unet, _ = load_unet(Path(settings.models) / "retrained")
+        unet, _ = load_unet(Path(settings.models) / "retrained", settings.device)
     else:
         result = _unlearned(settings, bench, job, frames)
         unet = result.unet

@@ -149,17 +149,17 @@ def make_unet(
     pipelines.save_half(ClassConditionalPipeline(result.unet, scheduler), folder)
 
 
-def load_models(folder: Path, data: ImageData) -> DemoModels:
-    """What every job needs of a folder that ``make_models`` wrote, in fp32."""
+def load_models(folder: Path, data: ImageData, device: str = "cpu") -> DemoModels:
+    """What every job needs of a folder that ``make_models`` wrote, in fp32 on ``device``."""
     judge = build_judge(data.num_classes)
     load_weights(judge, folder / "judge.safetensors")
-    original, scheduler = load_unet(folder / "original")
-    return DemoModels(original, scheduler, judge.eval())
+    original, scheduler = load_unet(folder / "original", device)
+    return DemoModels(original, scheduler, judge.to(device).eval())
 
 
-def load_unet(folder: Path) -> tuple[Any, Any]:
-    """UNet (fp32, eval mode) and scheduler of a pipeline folder."""
-    pipeline = pipelines.load(folder, torch.device("cpu"))
+def load_unet(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
+    """UNet (fp32, eval mode, on ``device``) and scheduler of a pipeline folder."""
+    pipeline = pipelines.load(folder, torch.device(device))
     return pipeline.unet, pipeline.scheduler
 
 

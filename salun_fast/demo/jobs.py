@@ -12,6 +12,7 @@ from salun_fast import diffusion_records as records
 from salun_fast import machine
 from salun_fast.experiment.log import Log, OnRecord, Record
 from salun_fast.experiment.pool import Pool
+from salun_fast.gpu import known_device
 
 Job = TypeVar("Job")
 METHODS = ("salun", "random_mask", "rl", "ga")
@@ -21,8 +22,9 @@ FREE = ("workers", "threads", "root", "models")  # may change between calls
 @dataclass(frozen=True)
 class Comparison:
     """models: folder of what is to forget, and of its judges. unlearn: settings of all methods
-    under ``preset``; own: what a method changes of them. workers: processes side by side,
-    ``threads`` threads each; run times are measured under that load."""
+    under ``preset``; own: what a method changes of them. device: where all of it is computed.
+    workers: processes side by side, ``threads`` threads each; run times are measured under that
+    load."""
 
     data: str
     models: str
@@ -32,6 +34,7 @@ class Comparison:
     preset: str = "reference"
     unlearn: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "cpu"
     workers: int = 2
     threads: int = 1
 
@@ -64,8 +67,9 @@ def run_jobs(
 
     name: task, method and seed of a job, as its record has them. work: makes the record; picklable.
     """
+    known_device(settings.device)
     known = asdict(settings) | {"models_digest": _digest(Path(settings.models))}
-    header = records.settings_record(model, known, machine.facts(), command=command)
+    header = records.settings_record(model, known, machine.facts(settings.device), command=command)
     log = Log.opened(folder, header, free=FREE)
     done = {(r["task"], r["method"], r["seed"]) for r in log.records}
     missing = [job for job in jobs if name(job) not in done]

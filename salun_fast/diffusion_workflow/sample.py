@@ -12,11 +12,11 @@ from salun_fast.diffusion.classes import class_count
 from salun_fast.diffusion_config import ConceptConfig, DDPMConfig
 from salun_fast.diffusion_workflow import concept, ddpm, kept
 from salun_fast.diffusion_workflow.sampling import Asked, Sampling, pictures
+from salun_fast.gpu import known_device
 from salun_fast.report.grid import Panel, grid
 from salun_fast.report.pictures import write_png
 from salun_fast.report.words import METHOD_NAMES
 from salun_fast.run import RunFolder
-from salun_fast.workflow import known_device
 
 CLASS_DEFAULTS, PROMPT_DEFAULTS = DDPMConfig(), ConceptConfig()
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from salun_fast.mask import SaliencyMask
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per weight
 
 
 @dataclass(frozen=True)
@@ -37,27 +42,28 @@ class FreezeCertificate:
     def before(model: nn.Module, mask: SaliencyMask) -> FrozenWeights:
         """Copies the frozen weights; ``.after(model)`` compares and certifies."""
         aligned = mask.aligned_to(dict(model.named_parameters()))
-        return FrozenWeights(aligned, _frozen_bytes(model, aligned))
+        return FrozenWeights(aligned, _frozen_bits(model, aligned))
 
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """The frozen weights as they were, as bytes per parameter: uint8 [frozen, itemsize]."""
+    """The frozen weights as they were: their bits as integers [frozen] per parameter."""
 
     mask: SaliencyMask
     weights: dict[str, Tensor]
 
     def after(self, model: nn.Module) -> FreezeCertificate:
         """Compare with a model of the same parameter names, shapes and dtypes."""
-        now = _frozen_bytes(model, self.mask)
+        now = _frozen_bits(model, self.mask)
         changed = 0
         for name, old in self.weights.items():
-            if old.shape != now[name].shape:
+            if old.dtype != now[name].dtype:
                 raise ValueError(
-                    f"parameter {name!r} had {old.shape[1]} bytes per weight before and has "
-                    f"{now[name].shape[1]} now; certify the model in the dtype it started with"
+                    f"parameter {name!r} had {old.element_size()} bytes per weight before and has "
+                    f"{now[name].element_size()} now; certify the model in the dtype it started "
+                    "with"
                 )
-            changed += int((old != now[name]).any(dim=1).sum())
+            changed += int((old != now[name]).sum())
         return FreezeCertificate(
             frozen=sum(len(old) for old in self.weights.values()),
             changed=changed,
@@ -66,14 +72,23 @@ class FrozenWeights:
         )
 
 
-def _frozen_bytes(model: nn.Module, mask: SaliencyMask) -> dict[str, Tensor]:
+def _frozen_bits(model: nn.Module, mask: SaliencyMask) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     found = {}
     for name in mask.names:
         weight = parameters[name].detach().cpu().contiguous().flatten()
-        kept = weight[~mask[name].cpu().flatten()]
-        found[name] = kept.view(torch.uint8).view(len(kept), weight.element_size())
+        numbers = weight.view(_INTEGERS[weight.element_size()]).numpy()
+        found[name] = torch.from_numpy(numbers[_frozen(mask, name)])
     return found
+
+
+def _frozen(mask: SaliencyMask, name: str) -> NDArray[np.bool_]:
+    """Row-major; numpy unpacks bits, and selects by them, in a third of the time."""
+    octets = mask.words[name].cpu().view(torch.uint8).numpy()
+    bits: NDArray[np.uint8] = np.unpackbits(
+        octets, count=math.prod(mask.shapes[name]), bitorder="little"
+    )
+    return np.equal(bits, 0)
 
 
 def _digest(weights: dict[str, Tensor], mask: SaliencyMask) -> str:

@@ -86,10 +86,10 @@ def mask_file(folder: Path, method: str, seed: int, task: str) -> Path:
 def load_model(
     settings: ExperimentSettings, folder: Path, method: str, seed: int, task: str = ""
 ) -> nn.Module:
-    """A model of the comparison from its weights file, in eval mode."""
+    """A model of the comparison from its weights file, in eval mode, on the settings' device."""
     model = _fresh(settings, seed)
     load_weights(model, model_file(folder, method, seed, task))
-    return model.to(memory_format=torch.channels_last).eval()
+    return model.to(settings.device).to(memory_format=torch.channels_last).eval()
 
 
 def task_data(
@@ -122,7 +122,7 @@ def _fresh(settings: ExperimentSettings, seed: int) -> nn.Module:
 def _train(settings: ExperimentSettings, folder: Path, job: Job) -> dict[str, Any]:
     data = _data(settings.data, settings.root)
     result = train_classifier(
-        _fresh(settings, job.seed),
+        _fresh(settings, job.seed).to(settings.device),
         data.train,
         test=data.test,
         seed=job.seed,

@@ -11,6 +11,7 @@ from typing import Any
 from salun_fast import files
 
 RESULTS = "results.jsonl"
+ADDED = {"device": "cpu"}  # what comparisons went by that were begun before there was a choice
 
 Record = dict[str, Any]
 OnRecord = Callable[[Record, int, int], None]  # a new record; how many are done; of how many
@@ -52,7 +53,8 @@ def read_records(folder: str | os.PathLike[str]) -> list[Record]:
 
 def _check_same(found: Record, header: Record, folder: Path, free: Collection[str]) -> None:
     """How many processes work may change between runs; nothing else."""
-    before, wanted = found.get("settings", {}), json.loads(json.dumps(header["settings"]))
+    before = ADDED | found.get("settings", {})
+    wanted = json.loads(json.dumps(header["settings"]))
     different = [
         f"{key} was {before.get(key)!r} and is {wanted[key]!r}"
         for key in wanted

@@ -35,6 +35,7 @@ from salun_fast.experiment.jobs import Job, execute, key_of
 from salun_fast.experiment.log import Log, OnRecord, Record
 from salun_fast.experiment.pool import Pool
 from salun_fast.experiment.settings import ExperimentSettings
+from salun_fast.gpu import known_device
 
 
 def run_experiment(
@@ -46,8 +47,10 @@ def run_experiment(
     """Run what is still missing of a comparison in ``folder`` and return all records.
 
     on_record: called with each new record, how many jobs are done and how many there are.
-    Raises ValueError when the folder holds a comparison with other settings.
+    Raises ValueError when the folder holds a comparison with other settings, or for a device
+    that torch does not know or have here.
     """
+    known_device(settings.device)
     run = _Run(settings, Path(folder), on_record)
     seeds = (*settings.seeds, settings.tuning_seed) if settings.tuned else settings.seeds
     with Pool(settings.workers, settings.threads) as pool:
@@ -179,6 +182,6 @@ def _header(settings: ExperimentSettings) -> Record:
         "method": "",
         "overrides": {},
         "settings": asdict(settings),
-        "machine": machine.facts()
+        "machine": machine.facts(settings.device)
         | {"threads": settings.threads or torch.get_num_threads(), "workers": settings.workers},
     }

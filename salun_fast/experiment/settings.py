@@ -26,6 +26,7 @@ class ExperimentSettings:
     set.
 
     max_members: cap on the images of each kind that the membership attack is fitted on.
+    device: where all of it is computed, shared by all workers.
     workers: processes at work side by side, ``threads`` threads each (None: torch's default);
     run times are measured under that load.
     """
@@ -47,6 +48,7 @@ class ExperimentSettings:
     densities: tuple[float, ...] = (0.5,)
     search_images: int = 10_000
     max_members: int = 2_000
+    device: str = "cpu"
     workers: int = 1
     threads: int | None = None
 

@@ -6,13 +6,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
+from salun_fast._heap import kept_memory
 from salun_fast.data import Batches, ImageSet, as_image_set
 from salun_fast.data.images import Images
 from salun_fast.digests import data_digest, model_digest
@@ -33,7 +34,7 @@ from salun_fast.methods.loop import Loop, OnEpoch, repeatable, restore, run_fold
 from salun_fast.methods.plans import Plan, plain_plan
 from salun_fast.methods.random_label import random_label_plan
 from salun_fast.methods.result import EpochRecord, UnlearnResult
-from salun_fast.methods.settings import MASKED, RANDOM_LABEL, ClassifierSettings, resolve
+from salun_fast.methods.settings import MASKED, RANDOM_LABEL, ClassifierSettings, decisive, resolve
 from salun_fast.methods.soft import SoftThreshold
 from salun_fast.methods.train import sgd, working_copy
 from salun_fast.saliency import Saliency
@@ -86,7 +87,9 @@ def unlearn_classifier(
     identity = _identity(model, task, method, settings, seed, mask)
     folder = run_folder(run_dir)
     resumed = restore(folder, resume, identity)
-    with PeakMemory(device_of(model)) as peak, repeatable(seed, device_of(model)):
+    device = device_of(model)
+    kept = kept_memory(settings.keep_memory, device)
+    with PeakMemory(device) as peak, repeatable(seed, device), kept:
         run = _Run(model, task, method, settings, seed, mask, resumed)
         history = run.loop(identity, folder, progress, on_epoch).run()
     seconds = dict(run.seconds, train=sum(record.seconds for record in history))
@@ -164,7 +167,7 @@ class _Run:
         on_epoch: OnEpoch | None,
     ) -> Loop:
         plan = self._plan()
-        probe = self._probe()
+        judged = self._judged()
         return Loop(
             title=self.method,
             model=self.model,
@@ -173,8 +176,8 @@ class _Run:
             settings=self.settings,
             seed=self.seed,
             identity=identity,
-            probe=probe,
-            hint=self._hint(probe()["ua"]) if self.method != "retrain" else lambda record: None,
+            probe=lambda: {name: self._share(name, data) for name, data in judged.items()},
+            hint=self._hint(judged),
             hold_norm_stats=self.settings.hold_norm_stats,
             soft=self._soft(plan),
             folder=folder,
@@ -204,21 +207,26 @@ class _Run:
             total_steps=self.settings.epochs * plan.steps,
         )
 
-    def _probe(self) -> Callable[[], dict[str, float]]:
-        def head(data: ImageSet) -> ImageSet:
-            return data.head(self.settings.readout_images, seed=self.seed)
+    def _judged(self) -> dict[str, ImageSet]:
+        """The images of the live readout by the share they tell; empty where it is left out."""
+        count = self.settings.readout_images
+        sets = {"ua": self.task.forget, "ra": self.task.retain, "ta": self.task.test}
+        return {
+            name: data.head(count, seed=self.seed)
+            for name, data in sets.items()
+            if data is not None and count > 0
+        }
 
-        forget = head(self.task.forget)
-        others = {"ra": self.task.retain, "ta": self.task.test}
-        judged = {name: head(data) for name, data in others.items() if data is not None}
+    def _share(self, name: str, data: ImageSet) -> float:
+        accuracy = outputs(self.model, data).accuracy
+        return 100.0 - accuracy if name == "ua" else accuracy
 
-        def probe() -> dict[str, float]:
-            found = {"ua": 100.0 - outputs(self.model, forget).accuracy}
-            return found | {n: outputs(self.model, data).accuracy for n, data in judged.items()}
+    def _hint(self, judged: dict[str, ImageSet]) -> Callable[[EpochRecord], str | None]:
+        """Of the first epoch alone: nothing is judged for a run that is past it."""
+        if self.method == "retrain" or self.resumed is not None or not judged:
+            return lambda record: None
+        ua_before = self._share("ua", judged["ua"])
 
-        return probe
-
-    def _hint(self, ua_before: float) -> Callable[[EpochRecord], str | None]:
         def hint(record: EpochRecord) -> str | None:
             if record.epoch != 1 or record.ua is None or abs(record.ua - ua_before) >= UNMOVED:
                 return None
@@ -322,7 +330,7 @@ def _identity(
     return {
         "method": method,
         "seed": seed,
-        **asdict(settings),
+        **decisive(settings),
         "model": model_digest(model),
         "forget": data_digest(task.forget),
         "retain": data_digest(task.retain),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
+from salun_fast._heap import kept_memory
 from salun_fast.data import ImageSet, as_image_set
 from salun_fast.data.images import Images
 from salun_fast.digests import data_digest, model_digest
@@ -19,7 +19,7 @@ from salun_fast.methods.inputs import check_labels, class_count, device_of
 from salun_fast.methods.loop import Loop, OnEpoch, repeatable, restore, run_folder
 from salun_fast.methods.plans import plain_plan
 from salun_fast.methods.result import TrainResult
-from salun_fast.methods.settings import TrainSettings, override
+from salun_fast.methods.settings import TrainSettings, decisive, override
 from salun_fast.optimizer import SalUnOptimizer
 
 
@@ -54,14 +54,15 @@ def train_classifier(
     identity = {
         "method": "train",
         "seed": seed,
-        **asdict(settings),
+        **decisive(settings),
         "model": model_digest(model),
         "train": data_digest(sets["train"]),
     }
     folder = run_folder(run_dir)
     resumed = restore(folder, resume, identity)
     trained = working_copy(model, settings)
-    with PeakMemory(device) as peak, repeatable(seed, device):
+    kept = kept_memory(settings.keep_memory, device)
+    with PeakMemory(device) as peak, repeatable(seed, device), kept:
         history = Loop(
             title="train",
             model=trained,
@@ -109,7 +110,6 @@ def sgd(model: nn.Module, settings: TrainSettings) -> SalUnOptimizer:
 
 def _probe(model: nn.Module, sets: dict[str, ImageSet], settings: TrainSettings, seed: int) -> Any:
     names = {"train": "ra", "test": "ta"}
-    judged = {
-        names[name]: data.head(settings.readout_images, seed=seed) for name, data in sets.items()
-    }
+    count = settings.readout_images
+    judged = {names[name]: data.head(count, seed=seed) for name, data in sets.items() if count > 0}
     return lambda: {name: outputs(model, data).accuracy for name, data in judged.items()}

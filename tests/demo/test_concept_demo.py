@@ -107,6 +107,18 @@ def test_a_pair_of_equals_or_an_unknown_method_is_refused(made):
         ConceptDemo(data="digits", models=str(made))
 
 
+def test_models_are_loaded_on_the_device_asked_for_or_it_is_refused(made, tmp_path):
+    pipeline, judges, _ = load_concept(made, "meta")
+    for model in (pipeline.unet, pipeline.vae, judges.objects, judges.styles):
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+    settings = ConceptDemo(
+        data="digits", models=str(made), objects=(("three", "one"),), device="cuda:99"
+    )
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available here"):
+        run_concept_demo(settings, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_shipped_pipeline_draws_styles_and_most_objects_as_captioned():
     pipeline, judges, facts = load_concept(SHIPPED)
     said = judges.agreement(drawn(pipeline, facts["objects"], per_caption=1, seed=3, steps=15))

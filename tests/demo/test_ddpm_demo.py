@@ -12,7 +12,15 @@ import torch
 from salun_fast import diffusion_records as records
 from salun_fast.demo import ddpm, ddpm_models
 from salun_fast.demo.ddpm import DDPMDemo, run_ddpm_demo
-from salun_fast.demo.ddpm_models import RECIPES, SHIPPED, Recipe, load_models, make_models, pictures
+from salun_fast.demo.ddpm_models import (
+    RECIPES,
+    SHIPPED,
+    Recipe,
+    load_models,
+    load_unet,
+    make_models,
+    pictures,
+)
 from salun_fast.demo.diffusion import DDPM_OWN, DDPM_UNLEARN, ddpm_demo, run_diffusion_demo
 from salun_fast.diffusion.sampling import sample_classes
 
@@ -50,6 +58,16 @@ def settings(made, monkeypatch):
         workers=1,
         threads=1,
     )
+
+
+def test_models_are_loaded_on_the_device_asked_for_or_it_is_refused(settings, made, tmp_path):
+    found = load_models(made, pictures("digits"), "meta")
+    retrained, _ = load_unet(made / "retrained", "meta")
+    for model in (found.original, found.judge, retrained):
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available here"):
+        run_ddpm_demo(replace(settings, device="cuda:99"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_comparison_has_every_method_on_the_first_class_and_the_control_on_all(

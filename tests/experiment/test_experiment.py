@@ -9,6 +9,7 @@ import torch
 from salun_fast.experiment import (
     EXPERIMENTS,
     ExperimentSettings,
+    jobs,
     read_records,
     run_experiment,
     summarise,
@@ -158,6 +159,37 @@ def metrics_of(record):
 def test_other_settings_are_refused_in_the_same_folder(finished):
     with pytest.raises(ValueError, match=r"seeds was \[0, 1\] and is \[0\]"):
         run_experiment(replace(TINY, seeds=(0,)), finished[0])
+
+
+def test_a_comparison_from_before_there_was_a_device_goes_on_on_the_cpu(finished, tmp_path):
+    records = finished[1]
+    first = {**records[0], "settings": {**records[0]["settings"]}}
+    del first["settings"]["device"]
+    lines = [json.dumps(first), *(json.dumps(r) for r in records[1:])]
+    (tmp_path / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert run_experiment(TINY, tmp_path)[1:] == records[1:]
+    with pytest.raises(ValueError, match="device was 'cpu' and is 'meta'"):
+        run_experiment(replace(TINY, device="meta"), tmp_path)
+
+
+def test_models_are_trained_and_loaded_on_the_device_asked_for(finished, monkeypatch):
+    settings, trained = replace(TINY, device="meta"), []
+
+    def train(model, *given, **named):
+        trained.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train_classifier", train)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.execute(settings, finished[0], jobs.Job("train", 0))
+    for model in (*trained, load_model(settings, finished[0], "original", 0)):
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available here"):
+        run_experiment(replace(TINY, device="cuda:99"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_summary_has_means_spreads_and_gaps_of_the_means(finished):

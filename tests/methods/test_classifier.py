@@ -11,7 +11,7 @@ from salun_fast import models
 from salun_fast.data import ImageSet, forget_split, load_images
 from salun_fast.evaluation import outputs
 from salun_fast.mask import SaliencyMask
-from salun_fast.methods import METHODS, train_classifier, unlearn_classifier
+from salun_fast.methods import METHODS, classifier, train_classifier, unlearn_classifier
 from salun_fast.methods.plans import plain_plan
 from salun_fast.methods.random_label import random_label_plan
 from salun_fast.methods.settings import resolve
@@ -210,6 +210,26 @@ def test_readout_shows_ua_ra_loss_and_speed(model, forget, retain, quick, capsys
         assert word in lines[0]
     assert [record.epoch for record in seen] == [1, 2]
     assert all(0 <= record.ua <= 100 for record in seen)
+
+
+def test_only_what_is_shown_is_judged(monkeypatch, model, forget, retain, quick, tmp_path):
+    judged = []
+
+    def counted(model, data):
+        judged.append(len(data))
+        return outputs(model, data)
+
+    monkeypatch.setattr(classifier, "outputs", counted)
+    settings = quick | {"run_dir": tmp_path / "judged"}
+    unlearn_classifier(model, forget, retain, **settings)
+    assert judged == [22, 22, 50, 22, 50]  # UA for the hint, then UA and RA after both epochs
+    unlearn_classifier(model, forget, retain, resume=True, **settings)
+    assert len(judged) == 5
+    silent = unlearn_classifier(model, forget, retain, readout_images=0, **quick)
+    trained = train_classifier(model, retain, readout_images=0, **quick)
+    assert len(judged) == 5
+    shown = [(r.ua, r.ra, r.ta, r.hint) for r in (*silent.history, *trained.history)]
+    assert shown == [(None, None, None, None)] * 4
 
 
 def test_warning_without_retain_data(model, forget, quick):

@@ -1,5 +1,7 @@
 """Checkpoints: killed at any moment, a run goes on as if nothing had been."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -78,6 +80,23 @@ def test_training_resumes_bit_for_bit(model, retain, tmp_path):
     resumed = train_classifier(model, retain, resume=True, **killed)
     assert same_weights(whole.model, resumed.model)
     assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_memory_is_kept_or_not_as_each_call_says_and_the_bits_stay(
+    model, forget, retain, quick, tmp_path
+):
+    whole = unlearn_classifier(model, forget, retain, run_dir=tmp_path / "whole", **quick)
+    killed = {"run_dir": tmp_path / "killed"} | quick
+    with pytest.raises(Killed):
+        unlearn_classifier(
+            model, forget, retain, keep_memory=True, on_epoch=kill_after(1), **killed
+        )
+    resumed = unlearn_classifier(model, forget, retain, resume=True, **killed)
+    assert same_weights(whole.model, resumed.model)
+    assert told_checkpoint(tmp_path / "killed") == told_checkpoint(tmp_path / "whole")
+    again = unlearn_classifier(model, forget, retain, keep_memory=True, resume=True, **killed)
+    assert again.settings.keep_memory
 
 
 def test_a_finished_run_resumes_to_its_result(model, forget, retain, quick, tmp_path):

@@ -59,6 +59,7 @@ def test_training_knows_no_density():
         ("epochs", 0, "epochs must be at least 1"),
         ("batch_size", 0, "batch_size must be at least 1"),
         ("momentum", -0.1, "momentum must be at least 0"),
+        ("readout_images", -1, "readout_images must be at least 0"),
         ("order", "shuffled", "order must be one of sequential, mixed, found 'shuffled'"),
         ("score", "magnitude", "score must be one of"),
         ("weighting", "none", "weighting must be one of batch, sample"),

@@ -1,0 +1,1 @@
+"""Whole runs, from the saliency to the unlearned model: ``python -m benchmarks.whole_run``."""
