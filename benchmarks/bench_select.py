@@ -45,28 +45,28 @@ def case(size: Size) -> Case:
         return chosen
 
     def partition() -> object:
-        magnitudes = flat().float().cpu().numpy()
+        magnitudes = flat().float().numpy()
         cut = magnitudes.size - k
         return torch.from_numpy(magnitudes >= np.partition(magnitudes, cut)[cut])
 
     weight = size.dtype.itemsize
-    sort = "SalUn's code; int64 masks"
+    sort, many = "SalUn's code; int64 masks", "bool mask, too many bits at ties"
+    peers = [
+        Peer("double argsort", double_argsort, sort, 200, slow=True, needs=40),
+        Peer("torch.kthvalue", kthvalue, many, 15, slow=True, needs=3 * weight + 9),
+        Peer("torch.topk", topk, "bool mask, arbitrary ties", slow=True, needs=weight + 25),
+    ]
+    if size.device.type == "cpu":
+        peers.append(Peer("numpy.partition", partition, many, slow=True, needs=13))
     return Case(
-        f"select (density {size.density:g})",
+        "select",
         lambda: ops.select(scores, k),
         "reads the scores twice, writes packed masks of exactly k bits",
-        [
-            Peer("double argsort", double_argsort, sort, 200, slow=True, needs=40),
-            Peer("torch.kthvalue", kthvalue, "bool mask, too many bits at ties", 15, slow=True,
-                 needs=3 * weight + 9),
-            Peer("torch.topk", topk, "bool mask, arbitrary ties", slow=True, needs=weight + 25),
-            Peer("numpy.partition", partition, "bool mask, too many bits at ties", slow=True,
-                 needs=13),
-        ],
+        peers,
         size.numel,
         bytes=2 * weight + 0.125,
         memory=size.numel / 8 + 0.05 * weight * size.numel,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -73,9 +72,7 @@ def claim(request, benchmark, device, scale, ceiling):
             case = make(size)
             trial = Trial(case, ceiling, options.skip_slow)
             trial.warm_up()
-            benchmark.pedantic(
-                case.ours, setup=trial.time_others, rounds=options.rounds or rounds
-            )
+            benchmark.pedantic(case.ours, setup=trial.time_others, rounds=options.rounds or rounds)
             trial.time_slow()
             if benchmark.enabled:
                 _keep(request, benchmark, case, size, trial)

@@ -3,7 +3,6 @@ but for those that put them back."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,17 +42,9 @@ class MaskedByTorch:
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
         # torch keeps state in the weights' dtype, ours is fp32: shared where that is the same.
-        self._state = self._shared(state if state and size.dtype == torch.float32 else {})
+        self._state = state if state and size.dtype == torch.float32 else {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._made: dict[str, list[Tensor]] = {}
-
-    def _shared(self, state: State) -> defaultdict[Any, dict[str, Tensor]]:
-        found: defaultdict[Any, dict[str, Tensor]] = defaultdict(dict)
-        for index, param in enumerate(self._params if state else []):
-            step = {} if "momentum_buffer" in state else {"step": torch.full((), 1.0)}
-            step = {name: value.to(self._size.device) for name, value in step.items()}
-            found[param] = {name: tensors[index] for name, tensors in state.items()} | step
-        return found
 
     def plain(self, way: str) -> Call:
         return lambda: self._optimizer(way).step()
@@ -104,9 +95,17 @@ class MaskedByTorch:
     def _optimizer(self, way: str) -> torch.optim.Optimizer:
         if way not in self._optimizers:
             made = self._kind(self._params, **WAYS[way], **self._options)
-            made.state = self._state
+            for index, param in enumerate(self._params if self._state else []):
+                made.state[param] = self._state_of(index, way)
             self._optimizers[way] = made
         return self._optimizers[way]
+
+    def _state_of(self, index: int, way: str) -> dict[str, Tensor]:
+        """Only the fused steps count on the device."""
+        found = {name: tensors[index] for name, tensors in self._state.items()}
+        if self.name != "SGD":
+            found["step"] = torch.tensor(0.0).to(self._size.device if way == "fused" else "cpu")
+        return found
 
     def _masks(self, dtype: torch.dtype) -> list[Tensor]:
         def make() -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -37,17 +37,21 @@ def ops(records: Sequence[Record]) -> Figure | None:
     shown = [r for r in records if _plain(r) and r.size.name == "ResNet-18" and r.ours.floor]
     if not shown:
         return None
-    heights = [len(_timed(record)) + 1 for record in shown]
-    columns = _in_two_columns(shown, heights)
-    figure = Figure(figsize=(13, 0.3 * max(sum(h for _, h in column) for column in columns) + 1))
-    grid = figure.add_gridspec(1, 2, wspace=0.75)
+    columns = _in_two_columns(shown)
+    tallest = max(sum(_height(record) for record in column) for column in columns)
+    figure = Figure(figsize=(13, 0.27 * tallest + 0.8))
+    grid = figure.add_gridspec(1, len(columns), wspace=0.8)
     for index, column in enumerate(columns):
-        cells = grid[index].subgridspec(
-            len(column), 1, height_ratios=[h for _, h in column], hspace=0.55
-        )
-        for row, (record, _) in enumerate(column):
-            _bars(figure.add_subplot(cells[row]), record)
-    figure.suptitle("ms for ResNet-18's 11.2 M weights, fp32, density 0.5", y=0.97)
+        heights = [_height(record) for record in column]
+        cells = grid[index].subgridspec(len(column), 1, height_ratios=heights, hspace=0.5)
+        for row, record in enumerate(column):
+            axes = figure.add_subplot(cells[row])
+            _bars(axes, record.rows, lambda row: row.seconds and row.seconds * 1e3)
+            axes.axvline(record.ours.floor * 1e3, color=RED, linestyle="--", linewidth=1.2)
+            axes.set_title(record.case, fontsize=10, loc="left")
+    weights = shown[0].size.weights / 1e6
+    _title(figure, f"ms per call on ResNet-18's {weights:.1f} M weights, fp32, density 0.5; "
+                   f"dashed: {FLOOR}; x: how many times faster salun-fast is")  # fmt: skip
     return figure
 
 
@@ -56,60 +60,56 @@ def _plain(record: Record) -> bool:
     return size.dtype == "fp32" and size.density == 0.5 and size.threads is None
 
 
-def _in_two_columns(
-    records: Sequence[Record], heights: Sequence[int]
-) -> list[list[tuple[Record, int]]]:
-    columns: list[list[tuple[Record, int]]] = [[], []]
-    for pair in sorted(zip(records, heights, strict=True), key=lambda pair: -pair[1]):
-        min(columns, key=lambda column: sum(h for _, h in column)).append(pair)
-    return columns if columns[1] else [columns[0]]
+def _height(record: Record) -> int:
+    return len([row for row in record.rows if row.seconds is not None]) + 2
 
 
-def _timed(record: Record) -> list[Row]:
-    return [row for row in record.rows if row.seconds is not None]
+def _in_two_columns(records: Sequence[Record]) -> list[list[Record]]:
+    """The highest first, each into the lower column."""
+    columns: list[list[Record]] = [[], []]
+    for record in sorted(records, key=_height, reverse=True):
+        min(columns, key=lambda column: sum(map(_height, column))).append(record)
+    return [column for column in columns if column]
 
 
-def _bars(axes: Axes, record: Record) -> None:
-    rows = sorted(_timed(record), key=lambda row: row.seconds)
-    times = [row.seconds * 1e3 for row in rows]
-    axes.barh(range(len(rows)), times, color=[_colour(row) for row in rows], height=0.72)
-    if times[-1] > LOG_FROM * times[0]:
+def _bars(axes: Axes, rows: Sequence[Row], value: Callable[[Row], float | None]) -> None:
+    """Fastest first; on a log scale where the longest would hide the others."""
+    found = sorted((v, row.way, row) for row in rows if (v := value(row)) is not None)
+    values = [each for each, _, _ in found]
+    axes.barh(range(len(found)), values, color=[_colour(row) for *_, row in found], height=0.74)
+    if values[-1] > LOG_FROM * values[0] > 0:
         axes.set_xscale("log")
-        axes.set_xlim(0.3 * times[0], 6 * times[-1])
+        axes.set_xlim(0.3 * values[0], 8 * values[-1])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     else:
-        axes.set_xlim(0, 1.3 * times[-1])
-    for index, (row, time) in enumerate(zip(rows, times, strict=True)):
-        ratio = "" if row.own else f"  {row.ratio:.3g}x"
-        axes.text(time, index, f" {time:,.3g}{ratio}", va="center", fontsize=8, color=DARK)
-    axes.axvline(record.ours.floor * 1e3, color=RED, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.way for row in rows], fontsize=8)
-    _emphasise(axes, rows)
+        axes.set_xlim(0, 1.35 * values[-1])
+    for index, (each, _, row) in enumerate(found):
+        ratio = "" if row.own or not values[0] else f"  ({_ratio(row, value, rows)})"
+        axes.text(each, index, f" {_short(each)}{ratio}", va="center", fontsize=8, color=DARK)
+    axes.set_yticks(range(len(found)), [way for _, way, _ in found])
     axes.invert_yaxis()
-    axes.set_title(record.case, fontsize=10, loc="left")
     _tidy(axes)
+    for label, (*_, row) in zip(axes.get_yticklabels(), found, strict=True):
+        label.set_color(BLUE if row.own else DARK)
+        label.set_fontweight("bold" if row.own else "normal")
+
+
+def _ratio(row: Row, value: Callable[[Row], float | None], rows: Sequence[Row]) -> str:
+    ratio = (value(row) or 0.0) / (value(rows[0]) or 1.0)
+    return f"{ratio:,.0f}x" if ratio >= 20 else f"{ratio:.2g}x"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _colour(row: Row) -> str:
     return BLUE if row.own else GREY
 
 
-def _emphasise(axes: Axes, rows: Iterable[Row]) -> None:
-    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        if row.own:
-            label.set_color(BLUE)
-            label.set_fontweight("bold")
+# --- lines: against size, against density ---------------------------------------------------------
 
-
-def _tidy(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.minorticks_off()
-
-
-# --- time against size ----------------------------------------------------------------------------
-
-LINES = {  # peers drawn, and their line and marker
+LINES = {  # peers drawn as lines, and how
     "torch._foreach_add_": ("--", "s"),
     "double argsort": ("-", "s"),
     "torch.kthvalue": ("--", "^"),
@@ -122,80 +122,142 @@ LINES = {  # peers drawn, and their line and marker
 
 def size(records: Sequence[Record]) -> Figure | None:
     """Log-log, from what fits a cache to what hardly fits the machine."""
-    return _panels(_group(r for r in records if r.claim == "scaling" and not r.size.threads),
-                   _against_size, "Time against size: ms, fp32, density 0.5")  # fmt: skip
+    chosen = [record for record in records if record.claim == "scaling" and not record.size.threads]
+    return _panels(chosen, _against_size, "ms against number of weights, fp32, density 0.5")
 
 
 def _against_size(axes: Axes, records: Sequence[Record]) -> None:
-    records = sorted(records, key=lambda record: record.size.weights)
-    weights = [record.size.weights for record in records]
-    for way, (line, marker) in LINES.items():
-        points = [
-            (record.size.weights, row.seconds * 1e3)
-            for record in records
-            for row in _timed(record)
-            if row.way == way
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), line, marker=marker, color=GREY, label=way,
-                      markersize=4)  # fmt: skip
-    axes.plot(weights, [record.ours.floor * 1e3 for record in records], "--", color=RED,
-              linewidth=1, label=FLOOR)  # fmt: skip
-    axes.plot(weights, [record.ours.seconds * 1e3 for record in records], "o-", color=BLUE,
-              linewidth=2, label=OURS)  # fmt: skip
+    _lines(axes, sorted(records, key=lambda r: r.size.weights), lambda r: r.size.weights)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     axes.set_xlabel("weights", fontsize=8)
 
 
-def _group(records: Iterable[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record.case, []).append(record)
-    return found
+def density(records: Sequence[Record]) -> Figure | None:
+    """What compact state saves: time, and beside it memory."""
+    chosen = [record for record in records if record.claim == "compact_state"]
+    return _panels(chosen, _against_density, "ms against density")
+
+
+def _against_density(axes: Axes, records: Sequence[Record]) -> None:
+    _lines(axes, sorted(records, key=lambda r: r.size.density), lambda r: r.size.density)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("density", fontsize=8)
+
+
+def _lines(axes: Axes, records: Sequence[Record], place: Callable[[Record], float]) -> None:
+    """One line per way, over ``place(record)``; ours on top."""
+    for way, (line, marker) in LINES.items():
+        points = [(place(r), s * 1e3) for r in records if (s := _seconds(r, way)) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), line, marker=marker, color=GREY, label=way,
+                      markersize=4)  # fmt: skip
+    floors = [(place(r), r.ours.floor * 1e3) for r in records if r.ours.floor]
+    if floors:
+        axes.plot(*zip(*floors, strict=True), "--", color=RED, linewidth=1.2, label=FLOOR)
+    ours = [(place(record), (record.ours.seconds or 0.0) * 1e3) for record in records]
+    axes.plot(*zip(*ours, strict=True), "o-", color=BLUE, linewidth=2, label=OURS)
+
+
+def _seconds(record: Record, way: str) -> float | None:
+    return next((row.seconds for row in record.rows if row.way == way), None)
 
 
 def _panels(
-    groups: dict[str, list[Record]],
-    draw: Callable[[Axes, Sequence[Record]], None],
-    title: str,
+    records: Sequence[Record], draw: Callable[[Axes, Sequence[Record]], None], title: str
 ) -> Figure | None:
+    """One panel per case."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.case, []).append(record)
     if not groups:
         return None
-    figure = Figure(figsize=(4.4 * len(groups), 4))
-    for index, (case, records) in enumerate(groups.items()):
+    figure = Figure(figsize=(4.6 * len(groups), 4))
+    for index, (case, members) in enumerate(groups.items()):
         axes = figure.add_subplot(1, len(groups), index + 1)
-        draw(axes, records)
+        draw(axes, members)
         axes.set_title(case, fontsize=10, loc="left")
-        axes.legend(fontsize=7, frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], fontsize=7.5, frameon=False,
+                    loc="upper center", bbox_to_anchor=(0.5, -0.14))  # fmt: skip
         _tidy(axes)
-    figure.suptitle(title)
+    figure.subplots_adjust(wspace=0.25)
+    _title(figure, title)
     return figure
 
 
 # --- threads --------------------------------------------------------------------------------------
 
 
+THREADS = "ms with one thread and with two, a DDPM UNet's 35.7 M weights, fp32, density 0.5"
+
+
 def threads(records: Sequence[Record]) -> Figure | None:
-    """Ours and its quickest peer with one thread and with more."""
-    return _panels(_group(r for r in records if r.size.threads), _by_threads,
-                   "Threads: ms for a DDPM UNet's 35.7 M weights, fp32, density 0.5")  # fmt: skip
+    """Ours and some peers with one thread and with more."""
+    chosen = [record for record in records if record.claim == "scaling" and record.size.threads]
+    return _panels(
+        chosen, _by_threads, "ms by threads, a DDPM UNet's 35.7 M weights, fp32, density 0.5"
+    )
 
 
 def _by_threads(axes: Axes, records: Sequence[Record]) -> None:
-    records = sorted(records, key=lambda record: record.size.threads)
-    ways = [OURS, *(way for way in LINES if any(row.way == way for row in _timed(records[0])))]
+    records = sorted(records, key=lambda record: record.size.threads or 0)
+    ways = [OURS, *(way for way in LINES if _seconds(records[0], way) is not None)]
     width = 0.8 / len(ways)
     for index, way in enumerate(ways):
-        rows = [next(row for row in record.rows if row.way == way) for record in records]
-        places = [place + (index - (len(ways) - 1) / 2) * width for place in range(len(rows))]
-        shade = BLUE if way == OURS else GREY
-        axes.bar(places, [row.seconds * 1e3 for row in rows], width * 0.9, color=shade)
-    return None
+        places = [place + (index - (len(ways) - 1) / 2) * width for place in range(len(records))]
+        times = [(_seconds(record, way) or 0.0) * 1e3 for record in records]
+        shade, hatch = (BLUE, "") if way == OURS else (GREY, HATCHES[index - 1])
+        bars = axes.bar(places, times, width * 0.92, color=shade, hatch=hatch, edgecolor="white",
+                        linewidth=0, label=way)  # fmt: skip
+        axes.bar_label(bars, [_short(time) for time in times], fontsize=7, color=DARK)
+    if max(times) > LOG_FROM * (records[0].ours.seconds or 1.0) * 1e3:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
+    names = [f"{count} thread{'s' * (count != 1)}" for r in records if (count := r.size.threads)]
+    axes.set_xticks(range(len(records)), names)
+
+
+HATCHES = ("", "//", "..")
+
+
+# --- per-sample saliency --------------------------------------------------------------------------
+
+
+def per_sample(records: Sequence[Record]) -> Figure | None:
+    """Time, and below it memory, of every workload."""
+    chosen = [record for record in records if record.claim == "per_sample"]
+    if not chosen:
+        return None
+    figure = Figure(figsize=(4.8 * len(chosen), 4.2))
+    for index, record in enumerate(chosen):
+        upper = figure.add_subplot(2, len(chosen), index + 1)
+        _bars(upper, record.rows, lambda row: row.seconds and row.seconds * 1e3)
+        upper.set_title(f"{record.size.name}: ms", fontsize=10, loc="left")
+        lower = figure.add_subplot(2, len(chosen), len(chosen) + index + 1)
+        _bars(lower, record.rows, lambda row: row.memory and row.memory / 1e6)
+        lower.set_title(f"{record.size.name}: extra memory, MB", fontsize=10, loc="left")
+    figure.subplots_adjust(wspace=0.65, hspace=0.5)
+    _title(figure, "Per-sample saliency of one batch; x: how many times what salun-fast takes")
+    return figure
+
+
+def _title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=11, y=1.0)
+
+
+def _tidy(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.minorticks_off()
 
 
 PICTURES: dict[str, Callable[[Sequence[Record]], Figure | None]] = {
     "ops": ops,
     "size": size,
+    "density": density,
+    "per_sample": per_sample,
+    "threads": threads,
 }

@@ -151,7 +151,7 @@ def _section(claim: str, records: Sequence[Record]) -> Iterator[str]:
 
 def table(records: Iterable[Record]) -> str:
     lines = [
-        "| case | way | ms | salun-fast is | share of ceiling | extra memory, MB | target | what it does |",
+        "| case | way | ms | salun-fast is | share of ceiling | extra memory, MB | target | work |",
         "|---|---|---:|---:|---:|---:|---|---|",
     ]
     for record in records:

@@ -168,7 +168,6 @@ class Trial:
 
     def _measure_memory(self, way: str, call: Call, keeps: float) -> None:
         if not self._case.numel:
-            call()
             return
         grown = memory.growth(call, self._ceiling.device)
         self._memory[way] = grown + keeps * self._case.numel
