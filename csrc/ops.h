@@ -50,6 +50,26 @@ struct HalfPrecision {
 
 enum class ScoreRule : int64_t { sum, abs, square };
 
+// What a layer saw or what it is told of its output: one image, or one line of it, per sample.
+struct Images {
+  const void* data;
+  Dtype dtype;
+  int64_t samples, channels, height, width;
+  int64_t strides[4];  // of the four, in elements
+};
+
+// A convolution in two dimensions; a linear layer over a sequence is one of a single point.
+struct Window {
+  int64_t kernel[2], stride[2], padding[2], dilation[2], groups;
+};
+
+// Scores of a weight [outputs, inputs / groups, height, width of the window].
+struct WeightScores {
+  float* data;
+  int64_t outputs, inputs;
+  int64_t strides[4];  // in elements
+};
+
 namespace cpu {
 
 // scores[i] += g, |g| or g²; optionally g = 0.
@@ -91,6 +111,11 @@ void masked_adam(std::span<const Dense> params,  // written
 // Δ = params - anchors shrinks by τ, the k-th smallest |Δ|. Returns τ; throws as select.
 float soft_threshold(std::span<const Dense> params,  // written
                      std::span<const Dense> anchors, int64_t k);
+
+// scores += scale Σ_i |∇_W ℓ_i|, the gradient of a convolution's weight taken sample by sample.
+void per_sample(const WeightScores& scores,  // written
+                const Images& grads,         // of the outputs
+                const Images& inputs, const Window& window, float scale);
 
 }  // namespace cpu
 

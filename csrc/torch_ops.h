@@ -129,6 +129,34 @@ struct TorchOps {
     return tau;
   }
 
+  static void per_sample(const Tensor& scores, const Tensor& grads, const Tensor& inputs,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation, int64_t groups, double scale) {
+    require_same_device(grads, scores, "grads");
+    require_same_device(inputs, scores, "inputs");
+    WeightScores weights = weight_scores(scores);
+    Images outer = images(grads, "grads"), inner = images(inputs, "inputs");
+    Window window = {{scores.size(2), scores.size(3)}, {}, {}, {}, groups};
+    for (size_t d = 0; d < 2; ++d) {
+      require(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, "window",
+              "expected two numbers each");
+      require(stride[d] > 0 && padding[d] >= 0 && dilation[d] > 0, "window", "out of range");
+      window.stride[d] = stride[d];
+      window.padding[d] = padding[d];
+      window.dilation[d] = dilation[d];
+      int64_t size = d == 0 ? inner.height : inner.width;
+      int64_t reach = dilation[d] * (window.kernel[d] - 1) + 1;
+      int64_t places = d == 0 ? outer.height : outer.width;
+      require((places - 1) * stride[d] + reach <= size + 2 * padding[d], "grads",
+              "more places than the inputs have windows");
+    }
+    require(groups > 0 && weights.outputs % groups == 0, "groups", "must divide the outputs");
+    require(outer.samples == inner.samples, "grads", "expected as many samples as inputs");
+    require(outer.channels == weights.outputs, "grads", "expected a channel per output");
+    require(inner.channels == weights.inputs * groups, "inputs", "unlike the weight's");
+    Backend(scores).per_sample(weights, outer, inner, window, float(scale));
+  }
+
   // One line per op; schemas are in salun_fast/ops.py.
   template <class Library>
   static void add_to(Library& library) {
@@ -139,6 +167,7 @@ struct TorchOps {
     library.impl("masked_sgd_", TORCH_BOX(&TorchOps::masked_sgd));
     library.impl("masked_adam_", TORCH_BOX(&TorchOps::masked_adam));
     library.impl("soft_threshold_", TORCH_BOX(&TorchOps::soft_threshold));
+    library.impl("per_sample_", TORCH_BOX(&TorchOps::per_sample));
   }
 };
 

@@ -107,6 +107,27 @@ inline std::vector<Strided> strided_list(const Tensors& tensors, const std::stri
   return list;
 }
 
+inline Images images(const Tensor& tensor, const std::string& role) {
+  require(tensor.dim() == 4, role, "expected samples, channels, height and width");
+  return {tensor.data_ptr(),
+          dtype_of(tensor, role),
+          tensor.size(0),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.size(3),
+          {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
+}
+
+inline WeightScores weight_scores(const Tensor& scores) {
+  require(scores.dim() == 4 && dtype_of(scores, "scores") == Dtype::f32, "scores",
+          "expected float32 outputs, inputs, height and width");
+  require(scores.numel() == 0 || is_dense(scores), "scores", "a tensor has gaps in memory");
+  return {static_cast<float*>(scores.data_ptr()),
+          scores.size(0),
+          scores.size(1),
+          {scores.stride(0), scores.stride(1), scores.stride(2), scores.stride(3)}};
+}
+
 // One word list per tensor; with `or_none`, an empty one means that every weight moves.
 inline std::vector<Words> word_list(const Tensors& masks, const Tensors& like, bool or_none) {
   require(masks.size() == like.size(), "masks", "the lists must pair up");

@@ -83,13 +83,7 @@ class Measurement:
 
     def _take(self, name: str, grad: Tensor) -> None:
         check_kind(name, grad)
-        if not self._open:
-            _refuse_compiled_autograd()
-            self._open = True
-            # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
-            variable: Any = torch.autograd.Variable
-            variable._execution_engine.queue_callback(self._finish)
-            self._task = torch._C._current_graph_task_id()
+        self._begin()
         if self._clip_norm is None:
             self._peaks.append((name, peak(grad)))
             self._sums.add({name: grad}, self.weight, self._reduction.rule_left)
@@ -98,6 +92,17 @@ class Measurement:
             held = self._held.get(name)
             # A copy: DDP clears its buckets, of which this may be a view, before the end.
             self._held[name] = grad.clone() if held is None else held + grad
+
+    def _begin(self) -> None:
+        """Within a backward, of which this may be the first that is heard."""
+        if self._open:
+            return
+        _refuse_compiled_autograd()
+        self._open = True
+        # Runs when this backward() is over, on success only; FSDP and DDP rely on it too.
+        variable: Any = torch.autograd.Variable
+        variable._execution_engine.queue_callback(self._finish)
+        self._task = torch._C._current_graph_task_id()
 
     def _check_same_backward(self) -> None:
         """A norm over parts of two backward passes would be silently wrong."""

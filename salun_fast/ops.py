@@ -288,6 +288,58 @@ def _soft_threshold_fake(params: list[Tensor], anchors: list[Tensor], k: int) ->
     return params[0].new_empty((), dtype=torch.float32)
 
 
+# --- per_sample_ ----------------------------------------------------------------------------------
+
+
+def per_sample_(
+    scores: Tensor,
+    grads: Tensor,
+    inputs: Tensor,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    scale: float = 1.0,
+) -> None:
+    """Add ``scale`` Σ_i |∇_W ℓ_i| of a convolution's weight W, over the samples i of a batch.
+
+    ``scores``: fp32 [outputs, inputs / groups, kernel height, kernel width], dense; written.
+    ``grads``: gradients of the outputs [samples, outputs, height, width]. ``inputs``: [samples,
+    inputs, height, width]. Both fp32, fp16 or bf16, of any strides. A linear layer over a
+    sequence is one with a window of one point: height 1, width the length. No gradient of a sample
+    is ever kept. Same bits for any number of threads. Raises ValueError or TypeError; nothing is
+    written then.
+    """
+    _check_all("scores", [scores], None, dtypes=(torch.float32,))
+    for role, tensor in (("grads", grads), ("inputs", inputs)):
+        _check_all(role, [tensor], None, dense=False)
+        _check_beside(role, 0, tensor, scores, None)
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{role}: expected [samples, channels, height, width], found shape "
+                f"{tuple(tensor.shape)}"
+            )
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, scores.shape[2:], strict=True)]
+    sides = zip(inputs.shape[2:], padding, reach, stride, strict=True)
+    places = tuple((size + 2 * pad - span) // step + 1 for size, pad, span, step in sides)
+    expected = (inputs.shape[0], scores.shape[0], *places)
+    if tuple(grads.shape) != expected or inputs.shape[1] != scores.shape[1] * groups:
+        raise ValueError(
+            f"grads and inputs: found shapes {tuple(grads.shape)} and {tuple(inputs.shape)} for "
+            f"scores of shape {tuple(scores.shape)} and {groups} groups; expected "
+            f"{expected} gradients of {scores.shape[1] * groups} input channels"
+        )
+    torch.ops.salun_fast.per_sample_(
+        scores, grads, inputs, list(stride), list(padding), list(dilation), groups, scale
+    )
+    _written([scores])
+
+
+def _per_sample_fake(scores: Tensor, *rest: Any) -> None:
+    return None
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 # name: (schema, fake, reference). Bits and states are tied to positions in memory, so a compiler
@@ -335,6 +387,12 @@ TABLE: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         _soft_threshold_fake,
         reference.soft_threshold_,
     ),
+    "per_sample_": (
+        "(Tensor(a!) scores, Tensor grads, Tensor inputs, int[] stride, int[] padding, "
+        "int[] dilation, int groups, float scale) -> ()",
+        _per_sample_fake,
+        reference.per_sample_,
+    ),
 }
 _HOST_DECISION = ("select", "select_histogram", "select_pack", "soft_threshold_")
 
@@ -353,9 +411,10 @@ def _register() -> None:
 def _announced(name: str, twin: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as a registered kernel: never reached unannounced, on CUDA only on demand."""
 
-    def kernel(tensors: list[Tensor], *rest: Any) -> Any:
-        _load.admit_reference(name, tensors[0].device.type)
-        return twin(tensors, *rest)
+    def kernel(first: Tensor | list[Tensor], *rest: Any) -> Any:
+        tensor = first if isinstance(first, Tensor) else first[0]
+        _load.admit_reference(name, tensor.device.type)
+        return twin(first, *rest)
 
     return kernel
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from salun_fast.bits import in_memory_order, pack, unpack, word_count
 
@@ -198,6 +199,26 @@ def soft_threshold_(params: list[Tensor], anchors: list[Tensor], k: int) -> Tens
         shrunk = a.float() + torch.copysign(delta.abs() - tau, delta)
         p.copy_(torch.where(delta.abs() > tau, shrunk.to(p.dtype), a))
     return tau
+
+
+def per_sample_(
+    scores: Tensor,
+    grads: Tensor,
+    inputs: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    scale: float,
+) -> None:
+    """scores += scale Σ_i |∇_W ℓ_i|: one sample's gradient of a convolution's weight at a time."""
+    total = torch.zeros_like(scores)
+    window = (stride, padding, dilation, groups)
+    for i in range(len(inputs)):
+        x, grad = inputs[i : i + 1].float(), grads[i : i + 1].float()
+        gradient: Tensor = conv2d_weight(x, scores.shape, grad, *window)  # type: ignore[no-untyped-call]
+        total += gradient.abs()
+    scores.add_(total, alpha=scale)
 
 
 class _Weights:

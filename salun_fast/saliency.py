@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 # What is added per batch; the score is the magnitude of the sum.
-SCORES = {"abs_of_sum": "sum", "sum_of_abs": "abs", "sum_of_squares": "square"}
+SCORES = {
+    "abs_of_sum": "sum",
+    "sum_of_abs": "abs",
+    "sum_of_squares": "square",
+    "per_sample": "per_sample",
+}
+_REDUCTIONS = ("mean", "sum")
 _SCOPES = ("global", "tensor")
 _WHICH = ("largest", "smallest", "random")
 _NONFINITE = ("error", "reference")
@@ -48,7 +54,9 @@ class Saliency:
     Args:
         parameters: a module, its ``named_parameters()``, or a dict of them.
         score: "abs_of_sum" |Σ g| (SalUn), "sum_of_abs" Σ |g|, or "sum_of_squares" Σ g² (diagonal
-            Fisher), over batches. Sums are kept in fp32 whatever the dtype of the gradients.
+            Fisher), over batches; or "per_sample" Σ_i |g_i|, over samples (:mod:`.per_sample`),
+            which needs the module, and inputs whose first dimension is the batch. Sums are kept in
+            fp32 whatever the dtype of the gradients.
         module: the module they belong to, where ``parameters`` is not that itself.
 
     Sharded parameters (FSDP2) have sharded scores: each process keeps those of its blocks.
@@ -79,6 +87,8 @@ class Saliency:
             _check_real(name, parameter)
         self.score = score
         self._module = parameters if isinstance(parameters, nn.Module) else module
+        if score == "per_sample":
+            _check_module(self._module, found)
         self._sums: ScoreSums | None = ScoreSums(found, SCORES[score])
         self._given: dict[str, Tensor] = {}
         self._measuring = False
@@ -122,7 +132,8 @@ class Saliency:
             loss_fn: ``loss_fn(model(inputs), targets)`` is the mean loss of the batch, a scalar.
             weighting: "batch" counts every batch alike, a short last one too, as the reference
                 does; "sample" weighs by batch size relative to the first batch, which makes the
-                sum the gradient of the whole set up to one factor.
+                sum the gradient of the whole set up to one factor. With score="per_sample" every
+                sample counts alike, and this is not looked at.
             clip_norm: scale each batch's gradient to this norm at most (the DDPM reference: 1).
             progress: show a bar.
 
@@ -139,8 +150,9 @@ class Saliency:
             saliency._measurement(clip_norm) as measurement,
         ):
             first_size = 0
+            first_size = 0
             for inputs, targets in _batches(loader, model, progress):
-                if weighting == "sample":
+                if weighting == "sample" and score != "per_sample":
                     first_size = first_size or _size(targets, inputs)
                     measurement.weight = _size(targets, inputs) / first_size
                 _checked_loss(loss_fn(model(inputs), targets)).backward()  # type: ignore[no-untyped-call]
@@ -155,6 +167,11 @@ class Saliency:
         infinity; it is named.
         """
         sums = self._growing()
+        if self.score == "per_sample":
+            raise ValueError(
+                "accumulate(): with score='per_sample' magnitudes are taken within backward(), and "
+                "the gradients that are there are sums over the batch; use measure()"
+            )
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight must be positive and finite, found {weight}")
         grads = {n: p.grad for n, p in sums.parameters.items() if p.grad is not None}
@@ -181,7 +198,9 @@ class Saliency:
         sums.count += 1
 
     @contextmanager
-    def measure(self, *, clip_norm: float | None = None) -> Iterator[Saliency]:
+    def measure(
+        self, *, clip_norm: float | None = None, loss_reduction: str = "mean"
+    ) -> Iterator[Saliency]:
         """Within, each ``backward()`` adds its gradients and frees them.
 
         ``.grad`` is None within and afterwards what it was before; given a module, so are its
@@ -393,18 +412,36 @@ class Saliency:
     # --- inner ------------------------------------------------------------------------------------
 
     @contextmanager
-    def _measurement(self, clip_norm: float | None) -> Iterator[Measurement]:
+    def _measurement(
+        self, clip_norm: float | None, loss_reduction: str = "mean"
+    ) -> Iterator[Measurement]:
         sums = self._growing()
+        _check_choice("loss_reduction", loss_reduction, _REDUCTIONS)
         if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
             raise ValueError(f"clip_norm must be positive and finite, or None; found {clip_norm}")
         if self._measuring:
             raise RuntimeError("measure() is already active; leave it before entering it again")
         self._measuring = True
         try:
-            with Measurement(sums, clip_norm=clip_norm, module=self._module) as measurement:
+            with self._gathering(sums, clip_norm, loss_reduction) as measurement:
                 yield measurement
         finally:
             self._measuring = False
+
+    def _gathering(
+        self, sums: ScoreSums, clip_norm: float | None, loss_reduction: str
+    ) -> Measurement:
+        if self.score != "per_sample":
+            return Measurement(sums, clip_norm=clip_norm, module=self._module)
+        if clip_norm is not None:
+            raise ValueError(
+                "clip_norm: expected None with score='per_sample', where no gradient of a batch "
+                "is made that could be clipped; use 'abs_of_sum'"
+            )
+        from salun_fast._per_sample_measurement import PerSampleMeasurement
+
+        assert self._module is not None
+        return PerSampleMeasurement(sums, self._module, mean=loss_reduction == "mean")
 
     def _growing(self, whole: bool = True) -> ScoreSums:
         """The sums, to be added to."""
@@ -502,6 +539,33 @@ def _check_density(density: float) -> None:
 def _check_choice(role: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{role} must be one of {', '.join(map(repr, known))}, found {value!r}")
+
+
+def _check_module(module: nn.Module | None, parameters: Mapping[str, Tensor]) -> None:
+    """What score="per_sample" asks for: layers whose inputs it can see."""
+    if module is None:
+        raise ValueError(
+            "score='per_sample' needs the module, to see what goes into its layers; found "
+            "parameters alone. Use Saliency(model, score=...), or measure_saliency(score, "
+            "module=model)"
+        )
+    if common_mesh(parameters.values()) is not None:
+        raise ValueError(
+            "score='per_sample': expected whole parameters, found sharded ones (FSDP2); measure "
+            "before fully_shard(), or use 'sum_of_abs'"
+        )
+    known = {id(param) for param in module.parameters()}
+    foreign = next((n for n, param in parameters.items() if id(param) not in known), None)
+    if foreign is not None:
+        raise ValueError(
+            f"score='per_sample': {foreign!r} is no parameter of the module that was given; pass "
+            "the model that owns it"
+        )
+    if hasattr(module, "_orig_mod"):
+        raise ValueError(
+            "score='per_sample' cannot see into a compiled model; measure the model that was "
+            "compiled (model._orig_mod), which has the same parameters"
+        )
 
 
 def _check_real(name: str, tensor: object) -> None:

@@ -66,6 +66,11 @@ struct CpuBackend {
   void soft_threshold(DenseSpan params, DenseSpan anchors, int64_t k, float* tau) {
     *tau = cpu::soft_threshold(params, anchors, k);
   }
+
+  void per_sample(const WeightScores& scores, const Images& grads, const Images& inputs,
+                  const Window& window, float scale) {
+    cpu::per_sample(scores, grads, inputs, window, scale);
+  }
 };
 
 }  // namespace

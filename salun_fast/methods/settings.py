@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 METHODS = ("salun", "salun_soft", "random_mask", "rl", "ft", "ga", "retrain")
 MASKED = ("salun", "random_mask")
 RANDOM_LABEL = ("salun", "salun_soft", "random_mask", "rl")
-SCORES = ("abs_of_sum", "sum_of_abs", "sum_of_squares")
+SCORES = ("abs_of_sum", "sum_of_abs", "sum_of_squares", "per_sample")
 
 
 def one_of(settings: object, name: str, allowed: tuple[str, ...]) -> None:

@@ -42,6 +42,18 @@ struct Census {
   bool nonfinite;
 };
 
+// One sample of a layer, as a tile of its gradient is made from it.
+struct SampleProduct {
+  const float* grads;             // packed: [height * width][panel_lanes]
+  const float* inputs;            // at the first place of the output
+  int64_t height, width;          // places of the output
+  int64_t step_y, step_x;         // in inputs, from place to place
+};
+
+struct PanelShape {
+  int64_t height, width, stride_lane, stride_y, stride_x;
+};
+
 struct Loops {
   // All: n elements from each pointer. words may be null: every weight moves.
   void (*accumulate)(float* score, void* grad, Dtype dtype, ScoreRule rule, bool zero, int64_t n);
@@ -62,6 +74,11 @@ struct Loops {
                       float* v, float* v_max, const uint32_t* words, int64_t n,
                       const AdamStep* step);
   void (*soft_threshold)(void* param, const void* anchor, Dtype dtype, int64_t n, float tau);
+  int64_t tile_rows, panel_lanes;  // of a tile of sums: [tile_rows][panel_lanes]
+  void (*pack_panel)(const void* grads, Dtype dtype, const PanelShape* shape, int64_t lanes,
+                     float* packed);
+  void (*add_tile)(const SampleProduct* samples, int64_t count, const int64_t* offsets,
+                   float* sums);
 };
 
 // The loops of the best instruction set of this machine, or of SALUN_FAST_ISA.
