@@ -12,12 +12,15 @@ from benchmarks.sizes import DDPM, RESNET18, SD
 from salun_fast import ops
 
 SIZES = [
-    RESNET18,
-    DDPM,
-    SD,
-    replace(RESNET18, dtype=torch.bfloat16),
-    replace(DDPM, dtype=torch.bfloat16),
-    replace(DDPM, dtype=torch.float16),
+    replace(model, dtype=dtype, density=None)
+    for model, dtype in [
+        (RESNET18, torch.float32),
+        (DDPM, torch.float32),
+        (SD, torch.float32),
+        (RESNET18, torch.bfloat16),
+        (DDPM, torch.bfloat16),
+        (DDPM, torch.float16),
+    ]
 ]
 
 

@@ -63,4 +63,4 @@ def case(size: Size) -> Case:
 
 
 def test_import(claim):
-    claim(case, Size(1, 1, name="fresh process"))
+    claim(case, Size(1, 1, density=None, name="in a fresh process"))

@@ -190,7 +190,7 @@ def by_opacus(work: Workload) -> Callable[[], dict[str, Tensor]]:
     return call
 
 
-SIZES = [Size(FULL, 1, name=name) for name in WORKLOADS]
+SIZES = [Size(FULL, 1, density=None, name=name) for name in WORKLOADS]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.name.split(",")[0])

@@ -17,22 +17,24 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 class Size:
     """``numel`` weights in ``tensors`` tensors of equal size, or of the given ``counts``.
 
-    dtype: of weights and gradients; scores and state are fp32. density: of the mask. name: of the
-    model that has so many. threads: of the CPU; None for as many as torch takes.
+    dtype: of weights and gradients; scores and state are fp32. density: of the mask; None without
+    one. name: of the model that has so many. threads: of the CPU; None for as many as torch takes.
     """
 
     numel: int = 100_000_000
     tensors: int = 100
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
-    density: float = 0.5
+    density: float | None = 0.5
     counts: tuple[int, ...] = ()
     name: str = ""
     threads: int | None = None
 
     def __str__(self) -> str:
-        parts = [self.name or f"{self.numel:.0e}", DTYPES[self.dtype], f"{self.density:g}"]
-        return "-".join([*parts, *([f"{self.threads}-threads"] if self.threads else [])])
+        density = "" if self.density is None else f"{self.density:g}"
+        threads = f"{self.threads}-threads" if self.threads else ""
+        parts = [self.name or f"{self.numel:.0e}", DTYPES[self.dtype], density, threads]
+        return "-".join(filter(None, parts))
 
     @property
     def each(self) -> int:
@@ -46,6 +48,8 @@ class Size:
     @property
     def k(self) -> int:
         """Bits of the mask."""
+        if self.density is None:
+            raise ValueError("expected a size with a density, found one without")
         return int(sum(self.numels) * self.density)
 
     def scaled(self, factor: float) -> Size:
@@ -122,6 +126,11 @@ class Case:
     limit: float | None = None
     before: Call | None = None
     cold: bool = True
+
+    def without_targets(self) -> Case:
+        """Measured at a size of which nothing is claimed."""
+        peers = [replace(peer, target=None, margin=None, memory=None) for peer in self.peers]
+        return replace(self, ceiling=None, memory=None, limit=None, peers=peers)
 
 
 Make = Callable[[Size], Case]

@@ -64,12 +64,15 @@ def ceiling(device, scale) -> Ceiling:
 def claim(request, benchmark, device, scale, ceiling):
     options = request.config.option
 
-    def run(make: Make, size: Size, *, rounds: int = 7, needs: float = 0.0) -> None:
-        """needs: bytes per weight of ours and what it works on."""
+    def run(
+        make: Make, size: Size, *, rounds: int = 7, needs: float = 0.0, targets: bool = True
+    ) -> None:
+        """needs: bytes per weight of ours and what it works on. targets: whether they are meant
+        at this size."""
         size = replace(size, device=device).scaled(scale)
         _skip_without_room(request, size, needs)
         with _threads(size.threads):
-            case = make(size)
+            case = make(size) if targets else make(size).without_targets()
             trial = Trial(case, ceiling, options.skip_slow)
             trial.warm_up()
             benchmark.pedantic(case.ours, setup=trial.time_others, rounds=options.rounds or rounds)
@@ -108,6 +111,10 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    del machine_info["node"]
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):

@@ -26,17 +26,19 @@ class Cell:
     name: str
     weights: int
     dtype: str
-    density: float
+    density: float | None
     threads: int | None
 
     @classmethod
     def of(cls, size: Size) -> Cell:
-        return cls(size.name, size.numel, DTYPES[size.dtype], size.density, size.threads)
+        dtype = DTYPES[size.dtype] if size.numel > 1 else ""
+        return cls(size.name, size.numel, dtype, size.density, size.threads)
 
     def __str__(self) -> str:
         name = self.name or f"{self.weights:.0e} weights".replace("e+0", "e")
+        density = "" if self.density is None else f"density {self.density:g}"
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
-        return ", ".join(filter(None, [name, self.dtype, f"density {self.density:g}", threads]))
+        return ", ".join(filter(None, [name, self.dtype, density, threads]))
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def markdown(run: Run, plots: Sequence[str] = ()) -> str:
         _HOW_TO_READ,
         *(f"![{plot}]({plot})" for plot in plots),
         "## Targets",
+        _count(run.records),
         "\n".join(_targets(run.records)),
         "## Where salun-fast is slower",
         "\n".join(_slower(run.records)) or "Nowhere in this run.",
@@ -120,6 +123,11 @@ def _by_claim(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
         yield claim, list(group)
 
 
+def _count(records: Sequence[Record]) -> str:
+    reached = [v.reached for record in records for row in record.rows for v in row.verdicts]
+    return f"{sum(reached)} of {len(reached)} are reached."
+
+
 def _targets(records: Sequence[Record]) -> Iterator[str]:
     yield "| what | size | target | against | found | |"
     yield "|---|---|---|---|---|---|"
@@ -134,13 +142,15 @@ def _targets(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _slower(records: Sequence[Record]) -> Iterator[str]:
-    for record in records:
-        for row in record.rows:
-            if row.ratio is not None and row.ratio < 1 - SAME:
-                yield (
-                    f"* {record.case}, {record.size}: {1 / row.ratio:.2f}x slower than {row.way}"
-                    f" ({row.work})"
-                )
+    """The worst first."""
+    found = [
+        (row.ratio, f"{record.case}, {record.size}", row)
+        for record in records
+        for row in record.rows
+        if row.ratio is not None and row.ratio < 1 - SAME
+    ]
+    for ratio, case, row in sorted(found, key=lambda each: each[0]):
+        yield f"* {case}: {1 / ratio:.2f}x slower than {row.way} ({row.work})"
 
 
 def _section(claim: str, records: Sequence[Record]) -> Iterator[str]:
