@@ -45,7 +45,8 @@ def ops(records: Sequence[Record]) -> Figure | None:
     grid = figure.add_gridspec(1, len(columns), wspace=0.8)
     for index, column in enumerate(columns):
         heights = [_height(record) for record in column]
-        cells = grid[index].subgridspec(len(column), 1, height_ratios=heights, hspace=0.5)
+        heights.append(max(0.01, tallest - sum(heights)))  # left empty: bars are as high in both
+        cells = grid[index].subgridspec(len(heights), 1, height_ratios=heights, hspace=0.5)
         for row, record in enumerate(column):
             axes = figure.add_subplot(cells[row])
             _bars(axes, record.rows, _ms, floor=(record.ours.floor or 0.0) * 1e3)
@@ -64,6 +65,10 @@ def _plain(record: Record) -> bool:
 
 def _ms(row: Row) -> float | None:
     return None if row.seconds is None else row.seconds * 1e3
+
+
+def _megabytes(row: Row) -> float | None:
+    return None if row.memory is None else row.memory / 1e6
 
 
 def _height(record: Record) -> int:
@@ -130,6 +135,7 @@ LINES = {  # peers drawn as lines, and how
     "grad *= mask (int64) + AdamW(for-loop)": ("-", "s"),
     "grad *= mask (bool) + AdamW(fused)": ("--", "^"),
     "AdamW(fused), no mask": (":", "D"),
+    "dense state": ("-", "s"),
 }
 
 
@@ -140,7 +146,7 @@ def size(records: Sequence[Record]) -> Figure | None:
 
 
 def _against_size(axes: Axes, records: Sequence[Record]) -> None:
-    _lines(axes, sorted(records, key=lambda r: r.size.weights), lambda r: r.size.weights)
+    _lines(axes, sorted(records, key=lambda r: r.size.weights), lambda r: r.size.weights, _ms)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
@@ -150,27 +156,47 @@ def _against_size(axes: Axes, records: Sequence[Record]) -> None:
 def density(records: Sequence[Record]) -> Figure | None:
     """What compact state saves: time, and beside it memory."""
     chosen = [record for record in records if record.claim == "compact_state"]
-    return _panels(chosen, _against_density, "ms against density")
+    if not chosen:
+        return None
+    chosen.sort(key=lambda record: record.size.density or 0.0)
+    figure = Figure(figsize=(9.2, 4))
+    for index, (title, value) in enumerate([("ms", _ms), ("moments and masks, MB", _megabytes)]):
+        axes = figure.add_subplot(1, 2, index + 1)
+        _lines(axes, chosen, lambda r: r.size.density or 0.0, value)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("density of the mask", fontsize=8)
+        _finish(axes, title)
+    _title(figure, f"Compact state, AdamW on {chosen[0].size.weights / 1e6:.1f} M weights")
+    return figure
 
 
-def _against_density(axes: Axes, records: Sequence[Record]) -> None:
-    _lines(axes, sorted(records, key=lambda r: r.size.density), lambda r: r.size.density)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("density", fontsize=8)
-
-
-def _lines(axes: Axes, records: Sequence[Record], place: Callable[[Record], float]) -> None:
-    """One line per way, over ``place(record)``; ours on top."""
+def _lines(
+    axes: Axes,
+    records: Sequence[Record],
+    place: Callable[[Record], float],
+    value: Callable[[Row], float | None],
+) -> None:
+    """One line per way, over ``place(record)``; ours on top, the floor where times are drawn."""
     for way, (line, marker) in LINES.items():
-        points = [(place(r), s * 1e3) for r in records if (s := _seconds(r, way)) is not None]
+        points = _points(records, way, place, value)
         if points:
             axes.plot(*zip(*points, strict=True), line, marker=marker, color=GREY, label=way,
                       markersize=4)  # fmt: skip
-    floors = [(place(r), r.ours.floor * 1e3) for r in records if r.ours.floor]
+    floors = [(place(r), r.ours.floor * 1e3) for r in records if r.ours.floor and value is _ms]
     if floors:
         axes.plot(*zip(*floors, strict=True), "--", color=RED, linewidth=1.2, label=FLOOR)
-    ours = [(place(record), (record.ours.seconds or 0.0) * 1e3) for record in records]
+    ours = _points(records, OURS, place, value)
     axes.plot(*zip(*ours, strict=True), "o-", color=BLUE, linewidth=2, label=OURS)
+
+
+def _points(
+    records: Sequence[Record],
+    way: str,
+    place: Callable[[Record], float],
+    value: Callable[[Row], float | None],
+) -> list[tuple[float, float]]:
+    rows = [(place(r), value(row)) for r in records for row in r.rows if row.way == way]
+    return [(where, found) for where, found in rows if found is not None]
 
 
 def _seconds(record: Record, way: str) -> float | None:
@@ -190,14 +216,19 @@ def _panels(
     for index, (case, members) in enumerate(groups.items()):
         axes = figure.add_subplot(1, len(groups), index + 1)
         draw(axes, members)
-        axes.set_title(case, fontsize=10, loc="left")
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], fontsize=7.5, frameon=False,
-                    loc="upper center", bbox_to_anchor=(0.5, -0.14))  # fmt: skip
-        _tidy(axes)
+        _finish(axes, case)
     figure.subplots_adjust(wspace=0.25)
     _title(figure, title)
     return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    """The legend below, in the order of drawing from the top."""
+    axes.set_title(title, fontsize=10, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], fontsize=7.5, frameon=False,
+                loc="upper center", bbox_to_anchor=(0.5, -0.14))  # fmt: skip
+    _tidy(axes)
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -249,7 +280,7 @@ def per_sample(records: Sequence[Record]) -> Figure | None:
         _bars(upper, record.rows, _ms)
         upper.set_title(f"{record.size.name}: ms", fontsize=10, loc="left")
         lower = figure.add_subplot(2, len(chosen), len(chosen) + index + 1)
-        _bars(lower, record.rows, lambda row: row.memory and row.memory / 1e6)
+        _bars(lower, record.rows, _megabytes)
         lower.set_title(f"{record.size.name}: extra memory, MB", fontsize=10, loc="left")
     figure.subplots_adjust(wspace=0.65, hspace=0.5)
     _title(figure, "Per-sample saliency of one batch; x: how many times what salun-fast takes")

@@ -219,7 +219,7 @@ def _against(peer: Peer, ours: float, seconds: float) -> list[Verdict]:
     found = []
     if peer.target is not None:
         reached = seconds >= peer.target * ours
-        if peer.target < 1:
+        if peer.target <= 1:
             found.append(_at_most(f"{1 / peer.target:.3g}x its time", f"{ours / seconds:.2f}x",
                                   reached))  # fmt: skip
         else:
