@@ -96,6 +96,7 @@ def _bars(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     else:
         axes.set_xlim(0, 1.35 * values[-1])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     if floor:
         axes.axvline(floor, color=RED, linestyle="--", linewidth=1.2)
     for index, (each, _, row) in enumerate(found):
@@ -116,7 +117,7 @@ def _ratio(row: Row, value: Callable[[Row], float | None], rows: Sequence[Row]) 
 
 
 def _short(number: float) -> str:
-    if number >= 10_000:
+    if number >= 1e5:
         return f"{number / 1e3:,.0f}k"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
@@ -255,7 +256,7 @@ def _by_threads(axes: Axes, records: Sequence[Record]) -> None:
         shade, hatch = (BLUE, "") if way == OURS else (GREY, HATCHES[index - 1])
         bars = axes.bar(places, times, width * 0.92, color=shade, hatch=hatch, edgecolor="white",
                         linewidth=0, label=way)  # fmt: skip
-        axes.bar_label(bars, [_short(time) for time in times], fontsize=7, color=DARK)
+        axes.bar_label(bars, [_short(time) for time in times], fontsize=6.5, color=DARK)
     if max(times) > LOG_FROM * (records[0].ours.seconds or 1.0) * 1e3:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))

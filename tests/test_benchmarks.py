@@ -73,10 +73,12 @@ def test_a_miss_is_called_a_miss_and_slower_slower():
     fast, slow = (lambda: None), (lambda: torch.zeros(300_000).sort())
     peer = Peer("y", fast, target=2, margin=0.0)
     case = Case("x", slow, "", [peer], SIZE.numel, bytes=12, ceiling=0.8, limit=0.0, memory=-1.0)
+    assert not any(row.verdicts for row in _record(case.without_targets()).rows)
     record = _record(case)
     verdicts = [verdict for row in record.rows for verdict in row.verdicts]
     assert [verdict.reached for verdict in verdicts] == [False] * 5
     text = report.markdown(_run(record))
+    assert "0 of 5 are reached." in text
     assert text.count("**MISSED**") == 10  # among the targets, and in the table
     assert "x **slower** |" in text
     assert "Nowhere in this run" not in text
@@ -88,7 +90,8 @@ def test_what_is_reached_is_called_reached():
     peer = Peer("y", slow, target=2, margin=0.0)
     case = Case("x", fast, "", [peer], SIZE.numel, bytes=12, ceiling=0.8, limit=9.0, memory=1e9)
     text = report.markdown(_run(_record(case)))
-    assert text.count("reached") == 10
+    assert "5 of 5 are reached." in text
+    assert text.count("reached |") + text.count(": reached") == 10
     assert "MISSED" not in text
     assert "x faster |" in text
     assert "Nowhere in this run" in text
@@ -207,9 +210,8 @@ def test_all_ways_to_per_sample_saliency_agree(name):
     work = bench_per_sample.WORKLOADS[name](True).on(CPU)
     theirs = bench_per_sample.by_torch_func(work)()
     ours = bench_per_sample.ours(work)()
-    batch = len(work.data[0])
     for key, scores in theirs.items():
-        torch.testing.assert_close(batch * ours[key], scores, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours[key], scores, rtol=1e-4, atol=1e-6)
     peer = bench_per_sample.opacus(work)
     if not peer.missing:
         for key, scores in peer.call().items():
