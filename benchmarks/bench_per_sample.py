@@ -179,6 +179,8 @@ def by_opacus(work: Workload) -> Callable[[], dict[str, Tensor]]:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
+        elif isinstance(module, nn.Conv2d):  # Opacus takes every image's rows for contiguous
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     wrapped = GradSampleModule(model, loss_reduction="mean", strict=False)
 
     def call() -> dict[str, Tensor]:
