@@ -18,6 +18,7 @@ WAYS: dict[str, dict[str, bool]] = {
     "foreach": {"foreach": True},
     "for-loop": {"foreach": False, "fused": False},
 }
+FOREACH_NEEDS = 8  # bytes per weight for a while: what it computes for all tensors at once
 State = Mapping[str, list[Tensor]]  # by torch's names: "exp_avg", ...
 
 
@@ -145,7 +146,7 @@ def _on_cpu(torchs: MaskedByTorch, float_: torch.dtype, target: float) -> list[P
             torchs.multiplied(dtype, way),
             *rest,
             keeps=each,
-            needs=each + 1,
+            needs=each + 1 + (FOREACH_NEEDS if way == "foreach" else 0),
         )
 
     return [
