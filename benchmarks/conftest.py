@@ -19,6 +19,7 @@ from benchmarks.device import why_not
 from benchmarks.trial import Ceiling, Trial, ceiling_for
 from salun_fast import machine
 
+ROUNDS, FEW, MANY = 7, 3, 5e8  # of more weights than many, a few rounds will do
 SMOKE = 1e-3  # of the weights, where nothing is timed
 LEFT_OUT = pytest.StashKey[list[str]]()
 MEASURED = pytest.StashKey[list[report.Record]]()
@@ -65,7 +66,12 @@ def claim(request, benchmark, device, scale, ceiling):
     options = request.config.option
 
     def run(
-        make: Make, size: Size, *, rounds: int = 7, needs: float = 0.0, targets: bool = True
+        make: Make,
+        size: Size,
+        *,
+        rounds: int | None = None,
+        needs: float = 0.0,
+        targets: bool = True,
     ) -> None:
         """needs: bytes per weight of ours and what it works on. targets: whether they are meant
         at this size."""
@@ -75,7 +81,8 @@ def claim(request, benchmark, device, scale, ceiling):
             case = make(size) if targets else make(size).without_targets()
             trial = Trial(case, ceiling, options.skip_slow)
             trial.warm_up()
-            benchmark.pedantic(case.ours, setup=trial.time_others, rounds=options.rounds or rounds)
+            count = options.rounds or rounds or (FEW if size.numel > MANY else ROUNDS)
+            benchmark.pedantic(case.ours, setup=trial.time_others, rounds=count)
             trial.time_slow()
             if benchmark.enabled:
                 _keep(request, benchmark, case, size, trial)

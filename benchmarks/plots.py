@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from benchmarks.report import Record
 from benchmarks.trial import OURS, Row
 
 BLUE, GREY, DARK, RED = "#0072B2", "#A6A6A6", "#4D4D4D", "#D55E00"
 LOG_FROM = 20  # a panel whose slowest bar is so many times its fastest is drawn on a log scale
+BAR, TITLE_AND_TICKS = 0.25, 3  # inches per bar; bars' worth of a panel's rest
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 FLOOR = "bytes ÷ bandwidth"
 
@@ -25,7 +28,10 @@ def write(records: Sequence[Record], source: Path) -> list[Path]:
         figure = draw(records)
         if figure is not None:
             path = source.with_name(f"{source.stem}_{name}.png")
-            figure.savefig(path, dpi=140, bbox_inches="tight")
+            drawn = io.BytesIO()
+            figure.savefig(drawn, dpi=130, bbox_inches="tight")
+            # A palette takes a third of the bytes; the pictures have few colours.
+            Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
             written.append(path)
     return written
 
@@ -39,16 +45,14 @@ def ops(records: Sequence[Record]) -> Figure | None:
     if not shown:
         return None
     columns = _in_two_columns(shown)
-    tallest = max(sum(_height(record) for record in column) for column in columns)
-    figure = Figure(figsize=(13, 0.27 * tallest + 0.8))
-    figure.subplots_adjust(top=1 - 0.7 / figure.get_figheight())
-    grid = figure.add_gridspec(1, len(columns), wspace=0.8)
-    for index, column in enumerate(columns):
-        heights = [_height(record) for record in column]
-        heights.append(max(0.01, tallest - sum(heights)))  # left empty: bars are as high in both
-        cells = grid[index].subgridspec(len(heights), 1, height_ratios=heights, hspace=0.5)
-        for row, record in enumerate(column):
-            axes = figure.add_subplot(cells[row])
+    height = BAR * max(sum(map(_height, column)) for column in columns) + 0.4
+    figure = Figure(figsize=(13, height))
+    for column, left in zip(columns, (0.2, 0.7), strict=False):
+        top = height - 0.4
+        for record in column:
+            bars = BAR * (_height(record) - TITLE_AND_TICKS)
+            top -= BAR * _height(record)
+            axes = figure.add_axes((left, (top + BAR) / height, 0.27, bars / height))
             _bars(axes, record.rows, _ms, floor=(record.ours.floor or 0.0) * 1e3)
             axes.set_title(record.case, fontsize=10, loc="left")
     weights = shown[0].size.weights / 1e6
@@ -72,7 +76,7 @@ def _megabytes(row: Row) -> float | None:
 
 
 def _height(record: Record) -> int:
-    return len([row for row in record.rows if row.seconds is not None]) + 2
+    return len([row for row in record.rows if row.seconds is not None]) + TITLE_AND_TICKS
 
 
 def _in_two_columns(records: Sequence[Record]) -> list[list[Record]]:
@@ -95,7 +99,7 @@ def _bars(
         axes.set_xlim(0.5 * min(values[0], floor or values[0]), 8 * values[-1])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     else:
-        axes.set_xlim(0, 1.35 * values[-1])
+        axes.set_xlim(0, 1.45 * values[-1])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     if floor:
         axes.axvline(floor, color=RED, linestyle="--", linewidth=1.2)
@@ -283,7 +287,7 @@ def per_sample(records: Sequence[Record]) -> Figure | None:
         lower = figure.add_subplot(2, len(chosen), len(chosen) + index + 1)
         _bars(lower, record.rows, _megabytes)
         lower.set_title(f"{record.size.name}: extra memory, MB", fontsize=10, loc="left")
-    figure.subplots_adjust(wspace=0.65, hspace=0.5)
+    figure.subplots_adjust(wspace=0.75, hspace=0.5)
     _title(figure, "Per-sample saliency of one batch; x: how many times what salun-fast takes")
     return figure
 
