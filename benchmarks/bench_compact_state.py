@@ -46,6 +46,7 @@ def case(size: Size) -> Case:
                  FASTER_THAN_DENSE.get(size.density), keeps=8, memory=OVERHEAD * size.density),
             Peer("grad *= mask (bool) + AdamW(fused)", torchs.multiplied(torch.bool, "fused"),
                  LEAKS, keeps=9, needs=2),
+            Peer("AdamW(fused), no mask", torchs.plain("fused"), "does not mask at all", keeps=8),
         ],
         size.numel,
         bytes=12.125 + 16 * size.density,

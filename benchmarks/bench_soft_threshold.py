@@ -38,7 +38,7 @@ def case(size: Size) -> Case:
               needs=24)],
         size.numel,
         bytes=20,
-        ceiling=0.8,
+        ceiling=0.75,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def ops(records: Sequence[Record]) -> Figure | None:
     height = BAR * max(sum(map(_height, column)) for column in columns) + 0.4
     figure = Figure(figsize=(13, height))
     for column, left in zip(columns, (0.2, 0.7), strict=False):
-        top = height - 0.4
+        top = height - 0.15
         for record in column:
             bars = BAR * (_height(record) - TITLE_AND_TICKS)
             top -= BAR * _height(record)
