@@ -121,7 +121,7 @@ def _ratio(row: Row, value: Callable[[Row], float | None], rows: Sequence[Row]) 
 
 
 def _short(number: float) -> str:
-    if number >= 1e5:
+    if number >= 1e4:
         return f"{number / 1e3:,.0f}k"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
