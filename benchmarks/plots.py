@@ -17,6 +17,7 @@ from benchmarks.trial import OURS, Row
 BLUE, GREY, DARK, RED = "#0072B2", "#A6A6A6", "#4D4D4D", "#D55E00"
 LOG_FROM = 20  # a panel whose slowest bar is so many times its fastest is drawn on a log scale
 BAR, TITLE_AND_TICKS = 0.25, 3  # inches per bar; bars' worth of a panel's rest
+HATCHES = ("", "//", "..")  # of peers side by side
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 FLOOR = "bytes ÷ bandwidth"
 
@@ -239,9 +240,6 @@ def _finish(axes: Axes, title: str) -> None:
 # --- threads --------------------------------------------------------------------------------------
 
 
-THREADS = "ms with one thread and with two, a DDPM UNet's 35.7 M weights, fp32, density 0.5"
-
-
 def threads(records: Sequence[Record]) -> Figure | None:
     """Ours and some peers with one thread and with more."""
     chosen = [record for record in records if record.claim == "scaling" and record.size.threads]
@@ -253,22 +251,21 @@ def threads(records: Sequence[Record]) -> Figure | None:
 def _by_threads(axes: Axes, records: Sequence[Record]) -> None:
     records = sorted(records, key=lambda record: record.size.threads or 0)
     ways = [OURS, *(way for way in LINES if _seconds(records[0], way) is not None)]
+    times = {way: [(_seconds(record, way) or 0.0) * 1e3 for record in records] for way in ways}
     width = 0.8 / len(ways)
     for index, way in enumerate(ways):
         places = [place + (index - (len(ways) - 1) / 2) * width for place in range(len(records))]
-        times = [(_seconds(record, way) or 0.0) * 1e3 for record in records]
         shade, hatch = (BLUE, "") if way == OURS else (GREY, HATCHES[index - 1])
-        bars = axes.bar(places, times, width * 0.92, color=shade, hatch=hatch, edgecolor="white",
-                        linewidth=0, label=way)  # fmt: skip
-        axes.bar_label(bars, [_short(time) for time in times], fontsize=6.5, color=DARK)
-    if max(times) > LOG_FROM * (records[0].ours.seconds or 1.0) * 1e3:
+        bars = axes.bar(places, times[way], width * 0.92, color=shade, hatch=hatch, label=way,
+                        edgecolor="white", linewidth=0)  # fmt: skip
+        axes.bar_label(bars, [_short(time) for time in times[way]], fontsize=6.5, color=DARK)
+    found = [time for each in times.values() for time in each]
+    if max(found) > LOG_FROM * min(found) > 0:
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.4 * min(found))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,g}"))
     names = [f"{count} thread{'s' * (count != 1)}" for r in records if (count := r.size.threads)]
     axes.set_xticks(range(len(records)), names)
-
-
-HATCHES = ("", "//", "..")
 
 
 # --- per-sample saliency --------------------------------------------------------------------------
