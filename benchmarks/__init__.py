@@ -1,5 +1,6 @@
-"""Speed of every op against named peers, on the same data, in the same run.
+"""Every claim about speed and memory against named peers, on the same data, in the same run.
 
-``python -m benchmarks`` prints and writes the table; ``pytest benchmarks --benchmark-enable`` times
-ours with pytest-benchmark, at ``--numel`` weights.
+One ``bench_*.py`` per claim. ``python -m benchmarks`` (``make bench``) runs them all under
+pytest-benchmark and writes tables and plots; ``pytest benchmarks/bench_select.py
+--benchmark-enable`` runs one.
 """

@@ -4,23 +4,20 @@ where a call returns before its work is done."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.case import Call
 
-Clock = Callable[[Call], float]  # seconds per call
-
-# Between one pair of events: enough for the queue to fill, so that what is measured is the longer
-# of the two, the device's work or the host's time to ask for it.
-CALLS_PER_EVENT = 10
+CALLS_PER_READING = 10  # on a GPU, whose queue fills while the first of them run
 
 
-def clock_of(device: torch.device) -> Clock:
+def seconds_of(call: Call, before: Call, device: torch.device) -> float:
+    """``before`` is called first, untimed: it leaves nothing of what ``call`` needs in a cache."""
     if device.type == "cpu":
-        return on_host
-    return lambda call: between_events(call, device)
+        before()
+        return on_host(call)
+    return between_events(call, before, device)
 
 
 def on_host(call: Call) -> float:
@@ -29,13 +26,18 @@ def on_host(call: Call) -> float:
     return time.perf_counter() - started
 
 
-def between_events(call: Call, device: torch.device, calls: int = CALLS_PER_EVENT) -> float:
+def between_events(
+    call: Call, before: Call, device: torch.device, calls: int = CALLS_PER_READING
+) -> float:
+    """The mean of several calls: the device's time, or the host's where the host asks more slowly
+    than the device works."""
     stream = torch.cuda.current_stream(device)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     torch.cuda.synchronize(device)
-    begin.record(stream)
-    for _ in range(calls):
+    for begin, end in pairs:
+        before()
+        begin.record(stream)
         call()
-    end.record(stream)
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / calls
+        end.record(stream)
+    torch.cuda.synchronize(device)
+    return sum(begin.elapsed_time(end) for begin, end in pairs) / 1e3 / calls

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.case import Case, Peer, Size
-from benchmarks.table import Ceiling, markdown, measure
+from benchmarks.report import Cell, Record, table
+from benchmarks.trial import Ceiling, measure
 from salun_fast import SalUnOptimizer, machine, ops
 
 MODES = ("nearest", "stochastic", "master")
@@ -52,8 +53,7 @@ def case(size: Size) -> Case:
 
 
 def step(size: Size, mode: str) -> Callable[[], None]:
-    params = [tensor.to(torch.bfloat16) for tensor in size.rand(1)]
-    grads = [tensor.to(torch.bfloat16) for tensor in size.rand(2)]
+    params, grads = size.rand(1), size.rand(2)
     moments, squares, steps = size.zeros(), size.zeros(), size.steps()
     masks, _ = ops.select(grads, size.numel // 2)
     half: dict[str, Any] = {}
@@ -74,9 +74,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/half_precision.md"))
     chosen = parser.parse_args()
     torch.set_num_threads(2)
-    size = Size(chosen.numel, 50)
-    rows = measure(case(size), Ceiling(size), rounds=7, skip_slow=False)
-    text = report(drift(chosen.steps), chosen.steps, markdown(rows), size)
+    size = Size(chosen.numel, 50, dtype=torch.bfloat16)
+    measured = case(size)
+    record = Record("", "", measured.name, Cell.of(size), measure(measured, Ceiling(), rounds=7))
+    text = report(drift(chosen.steps), chosen.steps, table([record]), size)
     chosen.out.write_text(text, encoding="utf-8")
     print(text)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,101 +13,213 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import __main__ as command
-from benchmarks import bench_select, clock, rotation
-from benchmarks.case import Case, Peer, Size
+from benchmarks import bench_per_sample, bench_select, clock, memory, plots, report, trial
+from benchmarks.case import CPU, Case, Peer, Size
 from benchmarks.cuda_static import sequences
 from benchmarks.cuda_static.traffic import UnknownCost, traffic_of, without_memory
 from benchmarks.device import why_not
 from benchmarks.peers import MaskedByTorch
-from benchmarks.table import Ceiling, markdown, measure
+from benchmarks.report import Cell, Record, Run
+from benchmarks.trial import Ceiling, Row, Trial, measure
 from salun_fast import _load, bits, gpu, ops
 
+ROOT = Path(__file__).parents[1]
 SIZE = Size(40_000, 4)
+SMALL = ["--scale", "0.0001", "--rounds", "1", "-k", "not import and not UNet2DModel"]  # dear
 
 
-def test_the_whole_table_is_written(tmp_path):
-    out = tmp_path / "table.md"
-    small = ["--numel", "40000", "--tensors", "4", "--rounds", "2", "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *small], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    text = out.read_text(encoding="utf-8")
-    for word in (
-        "accumulate_", "masked_sgd_", "masked_adam_", "select", "soft_threshold_", "SalUnOptimizer",
-        "torch._foreach_add_", "grad *= mask (bool) + AdamW(fused)",
-        "grad *= mask (float) + SGD(fused)",
-        "double argsort", "torch.kthvalue", "of ceiling", "extra memory", "torch: ", "cores: ",
-    ):  # fmt: skip
-        assert word in text, word
-    assert text.count("**salun-fast**") == len(command.CASES)
-    assert text.startswith("# CPU ops")
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """The folder of one run of the whole suite."""
+    out = tmp_path_factory.mktemp("results")
+    run = [sys.executable, "-m", "benchmarks", *SMALL, "--out", str(out)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return out
 
 
-def test_a_miss_is_called_a_miss():
+def test_one_command_measures_every_claim(results):
+    found = {record.claim for record in Run.read(results / "cpu.json").records}
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert found == files - {"import"}
+
+
+def test_the_tables_hold_the_numbers_of_the_json(results):
+    text = (results / "cpu.md").read_text(encoding="utf-8")
+    assert text.startswith("# Benchmarks: CPU")
+    found = json.loads((results / "cpu.json").read_text())
+    for each in found["benchmarks"]:
+        info = each["extra_info"]
+        ours = info["rows"][0]
+        assert ours["seconds"] == each["stats"]["median"]
+        line = f"| {info['case']}: {Cell(**info['size'])} | **salun-fast** | "
+        assert line + trial.milliseconds(ours["seconds"]) in text
+    for name, value in found["facts"].items():
+        assert f"* {name}: {value}" in text
+    assert found["command"].startswith("python -m benchmarks --scale")
+    assert found["command"] in text
+
+
+def test_every_plot_is_drawn(results):
+    names = [f"cpu_{name}.png" for name in plots.PICTURES]
+    assert sorted(path.name for path in results.glob("*.png")) == sorted(names)
+    text = (results / "cpu.md").read_text(encoding="utf-8")
+    for name in names:
+        assert (results / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
+
+
+def test_a_miss_is_called_a_miss_and_slower_slower():
     fast, slow = (lambda: None), (lambda: torch.zeros(300_000).sort())
-    case = Case("x", slow, "", [Peer("y", fast, target=2)], SIZE.numel, bytes=12, ceiling=0.8)
-    rows = measure(case, Ceiling(SIZE), rounds=2, skip_slow=False)
-    assert [row.target.endswith("MISSED") for row in rows] == [True, True]
-    assert markdown(rows).count("MISSED") == 2
+    peer = Peer("y", fast, target=2, margin=0.0)
+    case = Case("x", slow, "", [peer], SIZE.numel, bytes=12, ceiling=0.8, limit=0.0, memory=-1.0)
+    assert not any(row.verdicts for row in _record(case.without_targets()).rows)
+    record = _record(case)
+    verdicts = [verdict for row in record.rows for verdict in row.verdicts]
+    assert [verdict.reached for verdict in verdicts] == [False] * 5
+    text = report.markdown(_run(record))
+    assert "0 of 5 are reached." in text
+    assert text.count("**MISSED**") == 10  # among the targets, and in the table
+    assert "x **slower** |" in text
+    assert "Nowhere in this run" not in text
+    assert "x slower than y" in text
+
+
+def test_what_is_reached_is_called_reached():
+    fast, slow = (lambda: None), (lambda: torch.zeros(300_000).sort())
+    peer = Peer("y", slow, target=2, margin=0.0)
+    case = Case("x", fast, "", [peer], SIZE.numel, bytes=12, ceiling=0.8, limit=9.0, memory=1e9)
+    text = report.markdown(_run(_record(case)))
+    assert "5 of 5 are reached." in text
+    assert "MISSED" not in text
+    assert "x faster |" in text
+    assert "Nowhere in this run" in text
+
+
+def test_times_and_memory_that_are_allowed_to_be_larger():
+    """As per-sample saliency beside a plain backward."""
+    peer = Peer("y", lambda: None, target=1 / 1.6, memory=1.25)
+    found = trial._against(peer, ours=1.7, seconds=1.0)
+    assert [(v.target, v.found, v.reached) for v in found] == [("≤ 1.6x its time", "1.70x", False)]
+    assert trial._against(peer, ours=1.5, seconds=1.0)[0].reached
+    rows = _rows(lambda: torch.ones(4_000_000), replace(peer, call=lambda: torch.ones(2_000_000)))
+    verdict = rows[1].verdicts[-1]
+    assert verdict.target == "≤ 1.25x its extra memory"
+    assert float(verdict.found[:-1]) == pytest.approx(2, rel=0.2)
+    assert not verdict.reached
+
+
+def test_extra_memory_counts_what_is_kept_and_what_a_call_takes():
+    peer = Peer("y", lambda: None, keeps=100.0)
+    rows = _rows(lambda: torch.ones(8_000_000), peer)
+    assert rows[0].memory == pytest.approx(32e6, rel=0.1)
+    assert rows[1].memory == pytest.approx(100 * SIZE.numel, rel=0.1)
+
+
+def test_a_peer_that_does_not_fit_is_left_out_in_words(monkeypatch):
+    monkeypatch.setattr(memory, "_free", lambda _: 3e8)
+    asked = []
+    quick = Peer("quick", lambda: asked.append("quick"), needs=1e4)
+    slow = Peer("slow", lambda: asked.append("slow"), needs=1e4, slow=True)
+    gone = Peer("gone", lambda: asked.append("gone"), missing="it is not installed")
+    _, *rows = _rows(lambda: None, quick, slow, gone)
+    assert not asked
+    assert [row.skipped for row in rows] == [
+        "not run: needs 0.4 GB, 0.3 GB are free",
+        "not run: needs 0.4 GB, 0.3 GB are free",
+        "not run: it is not installed",
+    ]
+    record = Record("c", "says", "x", Cell.of(SIZE), [Row("salun-fast", 1.0, 1.0), *rows])
+    assert "| quick |  |  |  |  |  | not run: needs 0.4 GB, 0.3 GB are free |" in report.table(
+        [record]
+    )
+
+
+def test_slow_peers_run_once_and_not_at_all_where_they_take_minutes():
+    asked = []
+    peer = Peer("y", lambda: asked.append("y"), slow=True)
+    measure(_case(lambda: None, peer), Ceiling(1000), rounds=3)
+    assert asked == ["y"]
+    for numel, skip in [(SIZE.numel, True), (trial.SLOW_LIMIT + 1, False)]:
+        case = replace(_case(lambda: None, peer), numel=numel)
+        measure(case, Ceiling(1000), rounds=1, skip_slow=skip)
+        assert asked == ["y"]
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_the_ceiling_comes_before_every_call_and_leaves_nothing_in_a_cache(cold, monkeypatch):
+    told = []
+    ceiling = Ceiling(1000)
+    monkeypatch.setattr(ceiling, "call", lambda: told.append("ceiling"))
+    peers = [Peer(name, lambda name=name: told.append(name)) for name in "yz"]
+    case = replace(_case(lambda: told.append("ours"), *peers), cold=cold,
+                   before=lambda: told.append("before"))  # fmt: skip
+    running = Trial(case, ceiling)
+    running.time_others()
+    case.ours()
+    evicting = ["ceiling"] if cold else []
+    assert told == ["ceiling", *evicting, "y", *evicting, "z", "before", *evicting, "ours"]
+
+
+def _case(ours, *peers: Peer) -> Case:
+    return Case("x", ours, "", list(peers), SIZE.numel)
+
+
+def _rows(ours, *peers: Peer) -> list[Row]:
+    return measure(_case(ours, *peers), Ceiling(1000), rounds=2)
+
+
+def _record(case: Case) -> Record:
+    return Record("claim", "says", case.name, Cell.of(SIZE), measure(case, Ceiling(10**6), 2))
+
+
+def _run(record: Record) -> Run:
+    facts = {"processor": "abacus", "threads": 1}
+    return Run([record], "cpu", facts, "command", "today", [])
+
+
+def test_what_did_not_fit_at_all_is_named():
+    run = replace(_run(_record(_case(lambda: None))), left_out=["test_x[SD]: needs 20 GB"])
+    assert "## Left out\n\n* test_x[SD]: needs 20 GB" in report.markdown(run)
+
+
+def test_sizes_scale_and_keep_their_tensors():
+    size = Size(30, 3, counts=(10, 18, 2)).scaled(0.1)
+    assert size.numels == (1, 2, 1)
+    assert size.numel == 4
+    assert [t.numel() for t in size.rand(0)] == [1, 2, 1]
+    assert Size(10**9, 100).scaled(1e-9).numels == (1,) * 100
 
 
 def test_all_ways_to_select_choose_the_same_weights():
     """Ties aside, which normal scores do not have."""
     case = bench_select.case(SIZE)
     words, _ = case.ours()
-    sort, kth, topk, partition = (peer.call() for peer in case.peers)
-    ours = [bits.unpack(w, (SIZE.numel // SIZE.tensors,)) for w in words]
-    assert torch.equal(torch.cat(ours), kth)
-    assert torch.equal(torch.cat(sort).bool(), kth)
-    assert torch.equal(topk, kth)
-    assert torch.equal(torch.from_numpy(partition), kth)
+    sort, *others = (peer.call() for peer in case.peers)
+    ours = torch.cat([bits.unpack(w, (SIZE.numel // SIZE.tensors,)) for w in words])
+    assert torch.equal(torch.cat(sort).bool(), ours)
+    assert [torch.equal(other, ours) for other in others] == [True] * 3
     assert sum(int(m.bool().sum()) for m in sort) == SIZE.numel // 2
 
 
-@pytest.mark.parametrize("make", command.CASES, ids=lambda make: make.__module__)
-def test_every_set_of_inputs_has_its_turn(make, monkeypatch):
-    """Ours and every peer, on weights of their own: what a GPU's cache cannot keep."""
-    monkeypatch.setattr(rotation, "sets_of", lambda *_: 2)
-    made: list[Case] = []
-    turns: list[tuple[int, str]] = []
-
-    def recorded(size: Size) -> Case:
-        case, index = make(size), len(made)
-        made.append(case)
-        return Case(
-            case.name,
-            _told(turns, (index, "ours"), case.ours),
-            case.work,
-            [Peer(p.name, _told(turns, (index, p.name), p.call)) for p in case.peers],
-            case.numel,
-        )
-
-    case = rotation.rotating(recorded, SIZE)
-    assert len(made) == 2
-    turns.clear()
-    for call, name in [(case.ours, "ours"), *((peer.call, peer.name) for peer in case.peers)]:
-        for _ in range(3):
-            call()
-        assert turns == [(0, name), (1, name), (0, name)]
-        turns.clear()
+@pytest.mark.parametrize("name", bench_per_sample.WORKLOADS)
+def test_all_ways_to_per_sample_saliency_agree(name):
+    """Ours, torch.func's and, where it is installed, Opacus', on what each knows."""
+    torch.manual_seed(0)
+    work = bench_per_sample.WORKLOADS[name](True).on(CPU)
+    theirs = bench_per_sample.by_torch_func(work)()
+    ours = bench_per_sample.ours(work)()
+    assert _distance({key: ours[key] for key in theirs}, theirs) < 1e-5
+    peer = bench_per_sample.opacus(work)
+    if not peer.missing:
+        known = peer.call()
+        assert _distance(known, {key: theirs[key] for key in known}) < 1e-5
 
 
-def _told(turns, what, call):
-    def told():
-        turns.append(what)
-        return call()
-
-    return told
-
-
-@pytest.mark.parametrize(
-    ("numel", "sets"), [(100_000_000, 2), (11_173_962, 5), (1_000_000, 50), (50 * 2**20, 2)]
-)
-def test_the_sets_exceed_the_cache_four_times(monkeypatch, numel, sets):
-    monkeypatch.setattr(rotation, "cache_of", lambda _: 50_000_000)
-    assert rotation.sets_of(numel, torch.device("cuda")) == sets
-    assert rotation.sets_of(numel, torch.device("cpu")) == 1
+def _distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Relative, of all scores together: some, of biases before a softmax, are rounding alone."""
+    left, right = (torch.cat([t.flatten() for t in each.values()]) for each in (found, expected))
+    return float((left - right).norm() / right.norm())
 
 
 class _Event:
@@ -119,23 +233,21 @@ class _Event:
     def record(self, stream: object) -> None:
         self.log.append("record")
 
-    def synchronize(self) -> None:
-        self.log.append("wait")
-
     def elapsed_time(self, end: _Event) -> float:
         assert self.log[-1] == "wait"
-        return 2.0 * self.log.count("call")
+        return 2.0
 
 
 def test_a_gpu_is_timed_between_two_events(monkeypatch):
+    """Each call by itself, after something else has driven its data out of the cache."""
     monkeypatch.setattr(_Event, "log", [])
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: _Event.log.append("idle"))
-    time_of = clock.clock_of(torch.device("cuda"))
-    assert time_of(lambda: _Event.log.append("call")) == pytest.approx(2e-3)
-    calls = ["call"] * clock.CALLS_PER_EVENT
-    assert _Event.log == ["idle", "record", *calls, "record", "wait"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: _Event.log.append("wait"))
+    call, before = (lambda what=what: _Event.log.append(what) for what in ("call", "before"))
+    assert clock.seconds_of(call, before, torch.device("cuda")) == pytest.approx(2e-3)
+    each = ["before", "record", "call", "record"]
+    assert _Event.log == ["wait", *each * clock.CALLS_PER_READING, "wait"]
 
 
 @pytest.mark.parametrize("make", sequences.CASES, ids=lambda make: make.__module__)
@@ -182,29 +294,37 @@ def test_the_peers_that_restore_or_multiply_do_what_they_say():
 
 
 def _torchs() -> MaskedByTorch:
-    words, _ = ops.select(SIZE.rand(2), SIZE.numel // 2)
-    return MaskedByTorch(SIZE, words, torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    params, grads = SIZE.rand(1), SIZE.rand(2)
+    words, _ = ops.select(grads, SIZE.k)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    return MaskedByTorch(SIZE, params, grads, words, torch.optim.SGD, **options)
+
+
+def test_the_peers_step_on_the_state_they_are_given():
+    """Which is ours too: a model of 860 M weights fits once."""
+    params, grads, m, v = SIZE.rand(1), SIZE.rand(2), SIZE.zeros(), SIZE.zeros()
+    words, _ = ops.select(grads, SIZE.k)
+    state = {"exp_avg": m, "exp_avg_sq": v}
+    peers = MaskedByTorch(SIZE, params, grads, words, torch.optim.AdamW, state, lr=0.1)
+    for way in ("fused", "foreach"):
+        before = [tensor.clone() for tensor in (params[0], m[0], v[0])]
+        peers.plain(way)()
+        after = (params[0], m[0], v[0])
+        assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "xpu", "nonsense"])
-def test_a_device_that_cannot_run_is_refused_in_words(device, tmp_path):
+def test_a_device_that_cannot_run_is_refused_in_words(device, tmp_path, capsys):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    out = tmp_path / "table.md"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--device", device, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--device", device, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "expected" in last
     assert "found" in last
     assert device in last
-    assert "Traceback" not in done.stderr
-    assert not out.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gpu_without_working_kernels_is_refused(monkeypatch):

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.case import Size
 from benchmarks.sd_scale import cost
 from benchmarks.sd_scale.meter import Measured, Meter, Scale
 from benchmarks.sd_scale.unet import Settings, guided_loss, random_batch, random_unet, shapes_of
-from benchmarks.table import Ceiling
+from benchmarks.trial import Ceiling
 from salun_fast import Saliency, SaliencyMask, SalUnOptimizer
 
 LEARNING_RATE = 1e-5
@@ -37,8 +36,8 @@ def run(settings: Settings) -> Measured:
 
 def bandwidth(numel: int) -> float:
     """Bytes per second of ``a.add_(b)``."""
-    ceiling = Ceiling(Size(numel, 1))
-    seconds = statistics.median(ceiling.clock(ceiling.call) for _ in range(5))
+    ceiling = Ceiling(numel)
+    seconds = statistics.median(ceiling.seconds() for _ in range(5))
     return ceiling.bandwidth(seconds)
 
 
