@@ -34,10 +34,10 @@ struct Difference {
 #if defined(__AVX512F__)
 
 using Keys = __m512i;
-using Lanes = __m512i;
+using KeyLanes = __m512i;
 using Answer = __mmask16;
 
-Lanes no_lanes() { return _mm512_setzero_si512(); }
+KeyLanes no_lanes() { return _mm512_setzero_si512(); }
 
 __m512i load(Plain values, int64_t i) { return _mm512_loadu_si512(values.scores + i); }
 
@@ -47,7 +47,7 @@ __m512i load(Difference values, int64_t i) {
 }
 
 template <bool Largest, bool kNan, class Values>
-Keys load_keys(Values values, int64_t i, Lanes* peak) {
+Keys load_keys(Values values, int64_t i, KeyLanes* peak) {
   __m512i bits = _mm512_and_si512(load(values, i), _mm512_set1_epi32(0x7fffffff));
   // All lanes, by a mask: GCC 12 warns of its own header's unmasked maximum.
   *peak = _mm512_maskz_max_epi32(0xffff, *peak, bits);
@@ -58,7 +58,7 @@ Keys load_keys(Values values, int64_t i, Lanes* peak) {
                                 key);
 }
 
-bool infinite(Lanes peak) {
+bool infinite(KeyLanes peak) {
   return _mm512_cmpgt_epi32_mask(peak, _mm512_set1_epi32(kInfinityBits - 1)) != 0;
 }
 
@@ -72,7 +72,7 @@ Answer equal(Keys keys, int32_t key) {
 
 uint32_t word_of(Answer lower, Answer upper) { return uint32_t(_mm512_kunpackw(upper, lower)); }
 
-void tally(Keys keys, int32_t key, Lanes* counts) {
+void tally(Keys keys, int32_t key, KeyLanes* counts) {
   *counts = _mm512_mask_add_epi32(*counts, equal(keys, key), *counts, _mm512_set1_epi32(1));
 }
 
@@ -81,10 +81,10 @@ void tally(Keys keys, int32_t key, Lanes* counts) {
 struct Keys {
   __m256i lower, upper;
 };
-using Lanes = __m256i;
+using KeyLanes = __m256i;
 using Answer = Keys;
 
-Lanes no_lanes() { return _mm256_setzero_si256(); }
+KeyLanes no_lanes() { return _mm256_setzero_si256(); }
 
 __m256i load(Plain values, int64_t i) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values.scores + i));
@@ -96,7 +96,7 @@ __m256i load(Difference values, int64_t i) {
 }
 
 template <bool Largest, bool kNan, class Values>
-__m256i eight_keys(Values values, int64_t i, Lanes* peak) {
+__m256i eight_keys(Values values, int64_t i, KeyLanes* peak) {
   __m256i bits = _mm256_and_si256(load(values, i), _mm256_set1_epi32(0x7fffffff));
   *peak = _mm256_max_epi32(*peak, bits);
   __m256i key = Largest ? _mm256_add_epi32(bits, _mm256_set1_epi32(1))
@@ -106,12 +106,12 @@ __m256i eight_keys(Values values, int64_t i, Lanes* peak) {
 }
 
 template <bool Largest, bool kNan, class Values>
-Keys load_keys(Values values, int64_t i, Lanes* peak) {
+Keys load_keys(Values values, int64_t i, KeyLanes* peak) {
   return {eight_keys<Largest, kNan>(values, i, peak),
           eight_keys<Largest, kNan>(values, i + 8, peak)};
 }
 
-bool infinite(Lanes peak) {
+bool infinite(KeyLanes peak) {
   __m256i beyond = _mm256_cmpgt_epi32(peak, _mm256_set1_epi32(kInfinityBits - 1));
   return _mm256_movemask_epi8(beyond) != 0;
 }
@@ -134,7 +134,7 @@ uint32_t word_of(Answer lower, Answer upper) {
   return uint32_t(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(bytes, in_order)));
 }
 
-void tally(Keys keys, int32_t key, Lanes* counts) {
+void tally(Keys keys, int32_t key, KeyLanes* counts) {
   Answer found = equal(keys, key);  // -1 each
   *counts = _mm256_sub_epi32(*counts, _mm256_add_epi32(found.lower, found.upper));
 }
@@ -144,10 +144,10 @@ void tally(Keys keys, int32_t key, Lanes* counts) {
 struct Keys {
   __m128i a, b, c, d;
 };
-using Lanes = __m128i;
+using KeyLanes = __m128i;
 using Answer = Keys;
 
-Lanes no_lanes() { return _mm_setzero_si128(); }
+KeyLanes no_lanes() { return _mm_setzero_si128(); }
 
 __m128i load(Plain values, int64_t i) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(values.scores + i));
@@ -159,7 +159,7 @@ __m128i load(Difference values, int64_t i) {
 
 // SSE2 has no maximum of these. Adding one exponent carries infinity and NaN into the sign.
 template <bool Largest, bool kNan, class Values>
-__m128i four_keys(Values values, int64_t i, Lanes* peak) {
+__m128i four_keys(Values values, int64_t i, KeyLanes* peak) {
   __m128i bits = _mm_and_si128(load(values, i), _mm_set1_epi32(0x7fffffff));
   *peak = _mm_or_si128(*peak, _mm_add_epi32(bits, _mm_set1_epi32(0x00800000)));
   __m128i key = Largest ? _mm_add_epi32(bits, _mm_set1_epi32(1))
@@ -169,13 +169,13 @@ __m128i four_keys(Values values, int64_t i, Lanes* peak) {
 }
 
 template <bool Largest, bool kNan, class Values>
-Keys load_keys(Values values, int64_t i, Lanes* peak) {
+Keys load_keys(Values values, int64_t i, KeyLanes* peak) {
   return {four_keys<Largest, kNan>(values, i, peak), four_keys<Largest, kNan>(values, i + 4, peak),
           four_keys<Largest, kNan>(values, i + 8, peak),
           four_keys<Largest, kNan>(values, i + 12, peak)};
 }
 
-bool infinite(Lanes peak) { return _mm_movemask_ps(_mm_castsi128_ps(peak)) != 0; }
+bool infinite(KeyLanes peak) { return _mm_movemask_ps(_mm_castsi128_ps(peak)) != 0; }
 
 Answer above(Keys keys, int32_t bound) {
   __m128i limit = _mm_set1_epi32(bound);
@@ -197,7 +197,7 @@ uint32_t half_word(Answer answer) {
 
 uint32_t word_of(Answer lower, Answer upper) { return half_word(lower) | half_word(upper) << 16; }
 
-void tally(Keys keys, int32_t key, Lanes* counts) {
+void tally(Keys keys, int32_t key, KeyLanes* counts) {
   Answer found = equal(keys, key);  // -1 each
   __m128i sum = _mm_add_epi32(_mm_add_epi32(found.a, found.b), _mm_add_epi32(found.c, found.d));
   *counts = _mm_sub_epi32(*counts, sum);
@@ -208,13 +208,13 @@ void tally(Keys keys, int32_t key, Lanes* counts) {
 struct Keys {
   int32_t all[kKeys];
 };
-using Lanes = int32_t;
+using KeyLanes = int32_t;
 using Answer = uint32_t;
 
-Lanes no_lanes() { return 0; }
+KeyLanes no_lanes() { return 0; }
 
 template <bool Largest, bool kNan, class Values>
-Keys load_keys(Values values, int64_t i, Lanes* peak) {
+Keys load_keys(Values values, int64_t i, KeyLanes* peak) {
   Keys keys;
   for (int j = 0; j < kKeys; ++j) {
     float value = values.at(i + j);
@@ -224,7 +224,7 @@ Keys load_keys(Values values, int64_t i, Lanes* peak) {
   return keys;
 }
 
-bool infinite(Lanes peak) { return peak != 0; }
+bool infinite(KeyLanes peak) { return peak != 0; }
 
 Answer above(const Keys& keys, int32_t bound) {
   uint32_t bits = 0;
@@ -240,13 +240,13 @@ Answer equal(const Keys& keys, int32_t key) {
 
 uint32_t word_of(Answer lower, Answer upper) { return lower | upper << kKeys; }
 
-void tally(const Keys& keys, int32_t key, Lanes* counts) {
+void tally(const Keys& keys, int32_t key, KeyLanes* counts) {
   for (int i = 0; i < kKeys; ++i) *counts += int32_t(keys.all[i] == key);
 }
 
 #endif
 
-int64_t total(const Lanes& counts) {
+int64_t total(const KeyLanes& counts) {
   int32_t lanes[sizeof counts / 4];
   memcpy(lanes, &counts, sizeof counts);
   int64_t sum = 0;

@@ -37,7 +37,7 @@ struct WordKeys {
 };
 
 template <bool Largest, bool kNan, class Values>
-WordKeys load_word(Values values, int64_t i, uint32_t valid, Lanes* peak) {
+WordKeys load_word(Values values, int64_t i, uint32_t valid, KeyLanes* peak) {
   Keys lower = load_keys<Largest, kNan>(values, i, peak);
   return {lower, load_keys<Largest, kNan>(values, i + kKeys, peak), valid};
 }
@@ -46,7 +46,7 @@ WordKeys load_word(Values values, int64_t i, uint32_t valid, Lanes* peak) {
 // Returns whether a value was infinite or NaN. Without kNan, the keys of NaN were wrong then.
 template <bool Largest, bool kNan, class Values, class Body>
 bool for_each_word(Values values, int64_t n, Body body) {
-  Lanes peak = no_lanes();
+  KeyLanes peak = no_lanes();
   int64_t whole = n & -kWordBits;
   for (int64_t i = 0; i < whole; i += kWordBits)
     body(i / kWordBits, load_word<Largest, kNan>(values, i, ~uint32_t(0), &peak));
@@ -63,7 +63,7 @@ bool for_each_word(Values values, int64_t n, Body body) {
 template <bool Largest>
 struct Tally {
   int32_t key;
-  Lanes lanes = no_lanes();
+  KeyLanes lanes = no_lanes();
 
   void add(const WordKeys& keys) {
     tally(keys.lower, key, &lanes);
