@@ -92,7 +92,7 @@ class Tile {
 
 __global__ void __launch_bounds__(kBlock)
     per_sample_tiles(const __grid_constant__ PerSample layer, float* partial) {
-  __shared__ __align__(16) float grads[kDepth][kPitch], inputs[kDepth][kPitch];
+  __shared__ Four grads[kDepth][kPitch / kOwn], inputs[kDepth][kPitch / kOwn];
   const Tile tile(layer, blockIdx.x);
   const int thread = int(threadIdx.x), across = thread % kThreadsAcross * kOwn,
             down = thread / kThreadsAcross * kOwn;
@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int at = lane + half * kLanesAtOnce;
-        grads[depth][at] = tile.gradient(at, sample, first + depth);
-        inputs[depth][at] = tile.input(rows[half], sample, first + depth);
+        grads[depth][at / kOwn].value[at % kOwn] = tile.gradient(at, sample, first + depth);
+        inputs[depth][at / kOwn].value[at % kOwn] = tile.input(rows[half], sample, first + depth);
       }
       __syncthreads();
 #pragma unroll
       for (int d = 0; d < kDepth; ++d) {
-        const Four g = *reinterpret_cast<const Four*>(&grads[d][down]);
-        const Four x = *reinterpret_cast<const Four*>(&inputs[d][across]);
+        const Four g = grads[d][down / kOwn];
+        const Four x = inputs[d][across / kOwn];
 #pragma unroll
         for (int i = 0; i < kOwn; ++i)
 #pragma unroll

@@ -111,6 +111,18 @@ def soft_threshold() -> bool:
     return same_tau and all(map(same_bytes, params, expected))
 
 
+def per_sample() -> bool:
+    """Whole numbers, whose sums are exact; more than one tile, and several shares of the batch."""
+    generator = torch.Generator().manual_seed(1)
+    grads = torch.randint(-3, 4, (3, 70, 3, 4), generator=generator).float()
+    inputs = torch.randint(-3, 4, (3, 9, 3, 4), generator=generator).float()
+    scores = torch.zeros(70, 9, 3, 3)
+    expected = scores.clone()
+    ops.per_sample_(scores, grads, inputs, padding=(1, 1))
+    reference.per_sample_(expected, grads, inputs, [1, 1], [1, 1], [1, 1], 1, 1.0)
+    return same_bytes(scores, expected)
+
+
 EXERCISES: dict[str, Callable[[], bool]] = {
     "accumulate_": accumulate,
     "select": select,
@@ -121,6 +133,7 @@ EXERCISES: dict[str, Callable[[], bool]] = {
     "compact_state": compact_state,
     "half_precision": half_precision,
     "soft_threshold_": soft_threshold,
+    "per_sample_": per_sample,
 }
 
 

@@ -52,6 +52,10 @@ def _arguments(name: str, compact: bool = False) -> tuple:
             None, [], None,
         ),
         "soft_threshold_": lambda: (_tensors(1), _tensors(2), 50),
+        "per_sample_": lambda: (
+            torch.zeros(4, 2, 3, 3), torch.ones(2, 4, 3, 2), torch.arange(80.0).view(2, 2, 5, 4),
+            [2, 2], [1, 1], [1, 1], 1, 0.5,
+        ),
     }[name]()  # fmt: skip
 
 
@@ -142,6 +146,11 @@ for dtype in ops.FLOATS:
         ops.accumulate_(scores, awkward_tensors(dtype, 2), rule=rule)
     add(scores)
     add(ops.select(awkward_tensors(dtype, 3), 1000)[0])
+    # Whole numbers: their sums are exact, in whatever order a kernel takes them.
+    whole = [torch.arange(n).remainder(7).to(dtype) for n in (2 * 40 * 49, 2 * 3 * 49)]
+    image = torch.zeros(40, 3, 3, 3)
+    ops.per_sample_(image, whole[0].view(2, 40, 7, 7), whole[1].view(2, 3, 7, 7), padding=(1, 1))
+    add([image])
     moved = awkward_tensors(dtype, 4)
     ops.soft_threshold_(moved, awkward_tensors(dtype, 5), 1000)
     add(moved)
