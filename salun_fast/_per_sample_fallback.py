@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
@@ -202,5 +203,6 @@ def _gradients(
 
     xs = [x[part] for x, own in zip(call.leaves, varying, strict=True) if own]
     grads = [grad[part] for grad in call.grads if grad is not None]
-    result: dict[str, Tensor] = torch.func.vmap(one)(xs, grads)
-    return result
+    with sdpa_kernel(SDPBackend.MATH):  # vmap runs the others sample by sample
+        made: dict[str, Tensor] = torch.func.vmap(one)(xs, grads)
+    return {name: own.detach() for name, own in made.items()}

@@ -214,8 +214,13 @@ class Saliency:
         ``clip_norm``), provided that a backward uses each parameter once: where a loss calls the
         model twice, autograd keeps the gradients of one call until it has those of the other. Call
         it once on the joined batch instead, as for guidance.
+
+        ``loss_reduction``: with score="per_sample", whether the loss is the "mean" of the samples'
+        losses, so that gradients are multiplied by their number, or their "sum". There
+        ``backward()`` makes no gradients of layers that :mod:`.per_sample` has a rule for, and
+        those of batch norm exist in eval mode only.
         """
-        with self._measurement(clip_norm):
+        with self._measurement(clip_norm, loss_reduction):
             yield self
 
     def all_reduce(self, group: ProcessGroup | None = None) -> None:

@@ -36,9 +36,7 @@ class Layer(NamedTuple):
     def tensors(self, seed: int, dtype: torch.dtype, whole: bool) -> tuple[Tensor, Tensor]:
         """Gradients of the outputs, and inputs."""
         generator = torch.Generator().manual_seed(seed)
-        sides = zip(
-            self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
+        sides = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         places = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in sides]
         shapes = (self.samples, self.outputs, *places), (self.samples, self.inputs, *self.size)
         if whole:
