@@ -11,6 +11,7 @@ void select_cases();
 void sampling_cases(bool briefly);
 void step_cases();
 void soft_threshold_cases();
+void per_sample_cases();
 void plan_cases();
 
 // A planted fault by name, to show that the build reports it. False where there is none.

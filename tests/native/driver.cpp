@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   sampling_cases(briefly);
   step_cases();
   soft_threshold_cases();
+  per_sample_cases();
   plan_cases();
   std::printf("%lld comparisons held with %s\n", static_cast<long long>(held),
               salun::cpu::active_isa().c_str());
