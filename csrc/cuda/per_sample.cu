@@ -17,6 +17,7 @@ constexpr int kOwn = 4;    // a thread has 4 x 4 of the tile
 constexpr int kThreadsAcross = kSide / kOwn;
 constexpr int kPitch = kSide + kOwn;  // places lie in different banks, and stay aligned
 constexpr int64_t kBlocksWanted = 512;
+constexpr int64_t kMostPlaces = int64_t(1) << 31;
 
 struct PerSample {
   WeightScores scores;
@@ -47,6 +48,17 @@ struct Row {
   bool exists;
 };
 
+// Of an output. 32 bits: a division of 64 would cost more than the products between two of them.
+struct Place {
+  uint32_t y, x;
+  bool exists;
+
+  __device__ Place(const Images& grads, uint32_t index)
+      : y(index / uint32_t(grads.width)),
+        x(index - y * uint32_t(grads.width)),
+        exists(y < uint32_t(grads.height)) {}
+};
+
 class Tile {
  public:
   __device__ Tile(const PerSample& layer, int64_t index) : layer_(layer) {
@@ -64,25 +76,24 @@ class Tile {
             r % width * layer_.window.dilation[1] - layer_.window.padding[1], r < layer_.rows};
   }
 
-  __device__ float input(const Row& row, int64_t sample, int64_t place) const {
+  __device__ float input(const Row& row, int64_t sample, const Place& place) const {
     const Images& images = layer_.inputs;
-    int64_t y = row.y + place / layer_.grads.width * layer_.window.stride[0];
-    int64_t x = row.x + place % layer_.grads.width * layer_.window.stride[1];
-    bool inside = row.exists && place < layer_.grads.height * layer_.grads.width && y >= 0 &&
-                  y < images.height && x >= 0 && x < images.width;
+    int64_t y = row.y + place.y * layer_.window.stride[0];
+    int64_t x = row.x + place.x * layer_.window.stride[1];
+    bool inside =
+        row.exists && place.exists && y >= 0 && y < images.height && x >= 0 && x < images.width;
     if (!inside) return 0.0f;
     return number_at(images, sample * images.strides[0] + row.offset + y * images.strides[2] +
                                  x * images.strides[3]);
   }
 
-  __device__ float gradient(int lane, int64_t sample, int64_t place) const {
+  __device__ float gradient(int lane, int64_t sample, const Place& place) const {
     const Images& images = layer_.grads;
     int64_t output = first_output_ + lane;
-    if (output >= layer_.outputs || place >= images.height * images.width) return 0.0f;
+    if (output >= layer_.outputs || !place.exists) return 0.0f;
     return number_at(images, sample * images.strides[0] +
                                  (group_ * layer_.outputs + output) * images.strides[1] +
-                                 place / images.width * images.strides[2] +
-                                 place % images.width * images.strides[3]);
+                                 place.y * images.strides[2] + place.x * images.strides[3]);
   }
 
  private:
@@ -100,19 +111,20 @@ __global__ void __launch_bounds__(kBlock)
   constexpr int kLanesAtOnce = kBlock / kDepth;
   const int depth = thread % kDepth, lane = thread / kDepth;
   const Row rows[] = {tile.row(lane), tile.row(lane + kLanesAtOnce)};
-  const int64_t places = layer.grads.height * layer.grads.width;
+  const uint32_t places = uint32_t(layer.grads.height * layer.grads.width);
   const int64_t begin = blockIdx.y * layer.samples_each;
   const int64_t end = begin + layer.samples_each < layer.grads.samples ? begin + layer.samples_each
                                                                        : layer.grads.samples;
   float sums[kOwn][kOwn] = {};
   for (int64_t sample = begin; sample < end; ++sample) {
     float products[kOwn][kOwn] = {};
-    for (int64_t first = 0; first < places; first += kDepth) {
+    for (uint32_t first = 0; first < places; first += kDepth) {
+      const Place place(layer.grads, first + depth);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int at = lane + half * kLanesAtOnce;
-        grads[depth][at / kOwn].value[at % kOwn] = tile.gradient(at, sample, first + depth);
-        inputs[depth][at / kOwn].value[at % kOwn] = tile.input(rows[half], sample, first + depth);
+        grads[depth][at / kOwn].value[at % kOwn] = tile.gradient(at, sample, place);
+        inputs[depth][at / kOwn].value[at % kOwn] = tile.input(rows[half], sample, place);
       }
       __syncthreads();
 #pragma unroll
@@ -171,6 +183,8 @@ void per_sample(Workspace& workspace, const WeightScores& scores, const Images& 
                 const Images& inputs, const Window& window, float scale) {
   int64_t rows = scores.inputs * window.kernel[0] * window.kernel[1];
   if (scores.outputs * rows == 0 || grads.samples * grads.height * grads.width == 0) return;
+  if (grads.height * grads.width > kMostPlaces)
+    throw std::runtime_error("salun_fast: per_sample_: more than 2^31 places in an output");
   PerSample layer = {scores, grads, inputs, window, scores.outputs / window.groups,
                      rows,   0,     0,      0,      0};
   layer.output_tiles = parts(layer.outputs, kSide);
