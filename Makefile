@@ -22,8 +22,9 @@ STRICT := CXXFLAGS="$(CXXFLAGS) -Werror"
 demo: $(VENV)/.installed
 	$(BIN)/salun-fast demo
 
+# A process per core; files stay whole. Threads that wait must not spin: there are more than cores.
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.installed
 	-$(PIP) opacus # a peer; where it cannot be had its rows say so
