@@ -420,7 +420,7 @@ def _announced(name: str, twin: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(first: Tensor | list[Tensor], *rest: Any) -> Any:
         device = (first if isinstance(first, Tensor) else first[0]).device.type
-        if _load.has_kernels(device):
+        if device == "cpu" and _load.has_kernels(device):
             raise RuntimeError(
                 f"salun_fast::{name} has a kernel for {device}, and one of its tensors leads "
                 "elsewhere: expected strided tensors of one device"

@@ -325,7 +325,7 @@ def test_a6_weightings_agree_to_the_bit_when_batches_have_one_size(score: str):
         assert same_bytes(one[name], other[name])
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", [score for score in SCORES if score != "per_sample"])
 def test_a6_weight_multiplies_what_is_added(score: str):
     weight = nn.Parameter(torch.zeros(30))
     weight.grad = torch.randn(30)

@@ -98,7 +98,7 @@ FAULTS = {
         "plain", "select", "select.cu",
         Edit("cuda/ties.cuh", "before += warp_sum(lane <=",
              "if (lane <= last) before += warp_sum(lane <="),
-        r"cuda_on_cpu: deadlock: .* waits in __shfl_sync or its kin .*ties\.cuh",
+        r"cuda_on_cpu: deadlock: .* waits in __shfl_sync or its kin .*(ties|warp)\.cuh",
     ),
     "a look-back that does not wait": Fault(
         "plain", "select", "select.cu",
