@@ -566,6 +566,11 @@ def _check_module(module: nn.Module | None, parameters: Mapping[str, Tensor]) ->
             f"score='per_sample': {foreign!r} is no parameter of the module that was given; pass "
             "the model that owns it"
         )
+    if type(module).__name__ == "DistributedDataParallel":  # not imported: it is slow to
+        raise ValueError(
+            "score='per_sample': DistributedDataParallel waits for gradients that are not made; "
+            "measure ddp.module, and call that. select() adds up the ranks all the same"
+        )
     if hasattr(module, "_orig_mod"):
         raise ValueError(
             "score='per_sample' cannot see into a compiled model; measure the model that was "

@@ -336,6 +336,7 @@ def test_a_layer_that_sees_the_batch_elsewhere_is_left_to_torch_func():
             ),
             "no parameter of the module",
         ),
+        (lambda: Saliency(torch.compile(nn.Linear(2, 2)), score="per_sample"), "_orig_mod"),
         (lambda: Saliency(nn.Linear(2, 2), score="per_sample").accumulate(), "use measure"),
     ],
 )
