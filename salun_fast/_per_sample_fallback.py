@@ -55,12 +55,14 @@ class Fallback:
         self.running = False
         self.batch: int | None = None  # samples of the model's last call
         self._model, self._names = model, names
+        self._owners: dict[str, nn.Module] = {}
         self._calls: dict[nn.Module, list[Call]] = {}
         self._hooks: list[RemovableHandle] = []
         self._said = False
 
     def install(self) -> None:
-        watched = {self._model: None, **dict.fromkeys(self._owners().values())}
+        self._owners = self._find_owners()
+        watched = {self._model: None, **dict.fromkeys(self._owners.values())}
         for module in watched:
             self._hooks.append(module.register_forward_hook(self._record, with_kwargs=True))
         self._hooks.append(
@@ -81,11 +83,11 @@ class Fallback:
         chosen = set(names)
         if not chosen:
             return
+        modules = {name: self._module_for(name) for name in sorted(chosen)}
         groups: dict[nn.Module, dict[str, str]] = {}  # per module: its own name -> the score's
-        for name in sorted(chosen):
-            module = self._module_for(name)
-            own = {id(p): local for local, p in module.named_parameters()}
-            groups.setdefault(module, {})[own[self._id_of(name)]] = name
+        for module in dict.fromkeys(modules.values()):
+            named = ((own, self._names.get(id(p), "")) for own, p in module.named_parameters())
+            groups[module] = {own: name for own, name in named if modules.get(name) is module}
         self._say(groups)
         self.running = True
         try:
@@ -121,7 +123,7 @@ class Fallback:
         if first is not None and torch.is_grad_enabled() and not self.running:
             self.batch = len(first)
 
-    def _owners(self) -> dict[str, nn.Module]:
+    def _find_owners(self) -> dict[str, nn.Module]:
         """Per score whose module has no rule: that module, as a whole where it does not call its
         parts (multi-head attention)."""
         owners: dict[str, nn.Module] = {}
@@ -136,7 +138,7 @@ class Fallback:
 
     def _module_for(self, name: str) -> nn.Module:
         """The owner, if it was called with the samples in front; else the model."""
-        for module in (self._owners().get(name), self._model):
+        for module in (self._owners.get(name), self._model):
             calls = self._calls.get(module, []) if module is not None else []
             if module is not None and calls:
                 calls = [call for call in calls if any(g is not None for g in call.grads)]
@@ -155,9 +157,6 @@ class Fallback:
             return self.batch
         grads = (g for call in self._calls[module] for g in call.grads if g is not None)
         return len(next(grads))
-
-    def _id_of(self, name: str) -> int:
-        return next(key for key, known in self._names.items() if known == name)
 
     def _say(self, groups: Mapping[nn.Module, Mapping[str, str]]) -> None:
         if self._said:

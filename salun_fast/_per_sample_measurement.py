@@ -38,6 +38,7 @@ class PerSampleMeasurement(Measurement):
         self._tapped: list[nn.Module] = []
         self._pending: dict[str, list[Term]] = {}
         self._uses: dict[str, WeakSet[_Use]] = {name: WeakSet() for name in sums.parameters}
+        self._samples = 0  # of this backward
         self._summed: set[str] = set()  # names that rules have served in this backward
         self._unruled: set[str] = set()  # names that got a gradient of autograd
 
