@@ -24,7 +24,9 @@ def kept_memory(kept: bool, device: torch.device) -> Iterator[None]:
 
     glibc maps large blocks one by one and unmaps them when freed, so that a step on the CPU meets
     every page of its activations anew: the kernel zeroes them all. No value changes. GPUs have
-    torch's own cache: nothing is done. Raises ValueError where malloc is not glibc's.
+    torch's own cache: nothing is done. Afterwards the heap may have holes, empty of pages; a block
+    that is made in one of them keeps its pages once more when it is freed. Raises ValueError where
+    malloc is not glibc's.
     """
     if not kept or device.type != "cpu":
         yield

@@ -27,12 +27,12 @@ def resident() -> int:
     return pages * 4096
 
 
-def left_behind() -> int:
+def left_behind(size: int = BLOCK) -> int:
     """Bytes still resident after a block was made and freed, below one that lives on."""
     before = resident()
-    block = torch.ones(BLOCK, dtype=torch.uint8)
+    block = torch.ones(size, dtype=torch.uint8)
     above = torch.ones(BLOCK // 4, dtype=torch.uint8)
-    assert resident() - before > BLOCK
+    assert resident() - before > size
     del block
     return resident() - before - above.numel()
 
@@ -56,7 +56,8 @@ def test_freed_memory_stays_within_and_goes_back_afterwards():
     with kept_memory(True, CPU):
         assert left_behind() > BLOCK // 2
     assert resident() - before < BLOCK // 2
-    assert left_behind() < BLOCK // 2
+    # One that no hole of the old heap can hold: what is made in such a hole stays when it is freed.
+    assert left_behind(2 * BLOCK) < BLOCK // 2
 
 
 @glibc
